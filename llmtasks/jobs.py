@@ -1,0 +1,87 @@
+"""A job, its states, and the moves between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+#: Highest job priority; 0 is the normal one. Ours, not the broker's.
+MAX_PRIORITY = 9
+
+
+class JobState(StrEnum):
+    """Where a job stands. The database moves it by conditional update only."""
+
+    QUEUED = "queued"  # may be claimed; sent to the broker, or about to be
+    RUNNING = "running"  # claimed by a worker that holds the fence
+    WAITING = "waiting"  # parked until `not_before`: rate limit, outage or backoff
+    COMPLETED = "completed"  # its result is stored
+    FAILED = "failed"  # ended with a typed error
+    CANCELLED = "cancelled"  # ended by its user
+
+
+#: The allowed moves. A retry of an ended job is a move too: FAILED or CANCELLED back to QUEUED.
+MOVES: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {
+            JobState.QUEUED,
+            JobState.WAITING,
+            JobState.COMPLETED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+        }
+    ),
+    JobState.WAITING: frozenset({JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED}),
+    JobState.COMPLETED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
+}
+
+#: States a job does not leave by itself.
+ENDED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job as its producer describes it, before it has a row.
+
+    `direct` jobs (`delay`, a Celery group) are published by their producer and keep a Celery result;
+    the others belong to a batch that the feeder hands to the broker piece by piece. `canvas` is what
+    Celery has to be told again when the job is sent again: its chord, callbacks and place in a group.
+    """
+
+    job_id: str
+    document_id: str
+    task_type: str
+    tenant: str = "default"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = 0
+    fresh: bool = False
+    direct: bool = True
+    batch_id: str | None = None
+    canvas: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(NewJob):
+    """A job as its row says. Times are seconds since the epoch, on the database's clock.
+
+    `fence` grows with every claim: only the holder of the newest one can commit. `attempts` counts
+    claims that were not given back, `deferrals` waits that cost no attempt, `crashes` workers lost.
+    """
+
+    state: JobState
+    fence: int = 0
+    attempts: int = 0
+    deferrals: int = 0
+    crashes: int = 0
+    worker_id: str | None = None
+    not_before: float | None = None
+    reason: str | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    created_at: float = 0.0
+    finished_at: float | None = None

@@ -1,0 +1,75 @@
+"""Every Prometheus metric, defined once. The names are a contract with people's dashboards."""
+
+from __future__ import annotations
+
+import errno
+from typing import Protocol
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+
+#: Seconds. Models answer between a tenth of a second (a short self-hosted answer) and minutes.
+LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
+
+#: Ports tried after the configured one: that many worker processes may share a host.
+PORTS = 100
+
+request_duration = Histogram(
+    "llm_request_duration_seconds",
+    "Time of a model call, from sending it to its whole answer or its failure.",
+    ["model", "provider"],
+    buckets=LATENCY_BUCKETS,
+)
+tokens = Counter("llm_tokens", "Tokens that providers counted.", ["model", "type"])
+active_requests = Gauge("llm_active_requests", "Model calls in flight.", ["model"])
+cache_hits = Counter(
+    "llm_cache_hits",
+    "Questions by whether their answer was already there (hit) or had to be asked (miss).",
+    ["result"],
+)
+calls = Counter("llm_calls", "Model calls by how they ended.", ["provider", "model", "outcome"])
+jobs = Counter("llm_jobs", "Runs of jobs by how they ended.", ["task_type", "state"])
+
+for _result in ("hit", "miss"):  # a rate over a counter that does not exist yet is no zero
+    cache_hits.labels(_result)
+
+
+class Exporter(Protocol):
+    """A running metrics endpoint."""
+
+    url: str
+
+    def close(self) -> None:
+        """Stop serving."""
+
+
+class _Server:
+    def __init__(self, host: str, port: int) -> None:
+        self._server, self._thread = start_http_server(port, addr=host, registry=REGISTRY)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=2.0)
+
+
+def serve(host: str, port: int) -> Exporter:
+    """Serve this process' metrics on the first free port from `port` (0: any).
+
+    Each worker process of a host gets an endpoint of its own: counters of two processes behind one
+    port would jump back and forth.
+
+    Raises:
+        OSError: no port of the range is free, or the host is not ours.
+    """
+    last: OSError | None = None
+    for candidate in range(port, port + PORTS) if port else (0,):
+        try:
+            return _Server(host, candidate)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            last = error
+    assert last is not None
+    raise last
