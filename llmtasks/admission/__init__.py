@@ -1,0 +1,56 @@
+"""What the fleet agrees on, in Redis: who may call which provider when, health, cached answers.
+
+A caller goes through these steps:
+
+    decision = await admission.admit(claim)         # Hit: done. Wait: ask again after its delay.
+    await asyncio.sleep(decision.delay)             # Go
+    if decision.delay > CONFIRM_ABOVE_S and await admission.confirm(decision) > 0:
+        await admission.settle(decision, Abandoned())   # blocked meanwhile: ask again, anew
+    ...call the provider...
+    await admission.settle(decision, Succeeded(usage=..., answer=...))
+"""
+
+from __future__ import annotations
+
+from llmtasks.admission.admission import CONFIRM_ABOVE_S, Admission
+from llmtasks.admission.connection import connect
+from llmtasks.admission.decisions import (
+    Abandoned,
+    Claim,
+    Decision,
+    Dimension,
+    Disabled,
+    Failed,
+    GivenUp,
+    Go,
+    Hit,
+    Outcome,
+    ProviderState,
+    ProviderStatus,
+    RateLimited,
+    Rejected,
+    Succeeded,
+    Wait,
+)
+
+__all__ = [
+    "CONFIRM_ABOVE_S",
+    "Abandoned",
+    "Admission",
+    "Claim",
+    "Decision",
+    "Dimension",
+    "Disabled",
+    "Failed",
+    "GivenUp",
+    "Go",
+    "Hit",
+    "Outcome",
+    "ProviderState",
+    "ProviderStatus",
+    "RateLimited",
+    "Rejected",
+    "Succeeded",
+    "Wait",
+    "connect",
+]

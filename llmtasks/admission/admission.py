@@ -1,0 +1,323 @@
+"""The face of the room: one Redis decision per model call, one settlement after it.
+
+Keys, all under the fleet's prefix; `{llm}` keeps those of one script in one hash slot:
+
+    <prefix>:{llm}:p:<provider>   hash: what is known of a provider (lua/state.lua); never expires
+    <prefix>:{llm}:s:<provider>   sorted set: its calls in flight; never expires
+    <prefix>:{llm}:a:<attempt>    a grant, until no replay of it can come
+    <prefix>:c:{<key>}            a cached answer
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from llmtasks import settings
+from llmtasks.admission import answers, limits
+from llmtasks.admission.connection import translated
+from llmtasks.admission.decisions import (
+    Abandoned,
+    Claim,
+    Decision,
+    Dimension,
+    Disabled,
+    Failed,
+    GivenUp,
+    Go,
+    Hit,
+    Outcome,
+    ProviderState,
+    ProviderStatus,
+    RateLimited,
+    Rejected,
+    Succeeded,
+    Wait,
+)
+from llmtasks.admission.scripts import Script, Scripts, compose
+from llmtasks.errors import ConfigurationError
+
+#: A grant with a longer delay is confirmed just before its call. Seconds; what may happen to a
+#: provider within less is not worth a round trip of every call.
+CONFIRM_ABOVE_S = 0.2
+
+#: Those who wait behind others are spread over so many seconds, or they would all come back for the
+#: same free moment. Costs no quota: more than that is promised ahead when somebody has to wait.
+_SPREAD_S = 0.5
+
+_MAX_REASON = 200
+
+_KINDS: dict[type[Outcome], str] = {
+    Succeeded: "succeeded",
+    RateLimited: "limited",
+    Failed: "failed",
+    Rejected: "rejected",
+    Disabled: "disabled",
+    GivenUp: "given up",
+    Abandoned: "abandoned",
+}
+
+
+class Admission:
+    """Admits, settles, and tells how the providers stand. Safe for any number of tasks of one loop.
+
+    `redis` must give bytes (as `connect` makes it). Every method raises `AdmissionUnavailable` when
+    it does not answer.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        prefix: str,
+        providers: Sequence[settings.Provider],
+        cache: settings.Cache,
+        scripts: Scripts | None = None,
+    ) -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self._providers = {provider.name: provider for provider in providers}
+        self._ttl_s = cache.ttl_s
+        self._scripts = scripts or compose()
+        self._packed = {
+            (provider.name, tried): _pack_provider(provider, tried=tried)
+            for provider in providers
+            for tried in (False, True)
+        }
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def admit(self, claim: Claim) -> Decision:
+        """One round trip: the cached answer, a reserved place, or how long to wait.
+
+        A refusal changes nothing. The same `attempt_id` again gets the same grant.
+
+        Raises:
+            DocumentTooLarge: none of the claim's providers can ever take so many tokens.
+            ConfigurationError: a provider of the claim is not configured, or there is none.
+        """
+        providers = limits.fitting(self._named(claim.providers), claim)
+        reply, value = await self._ask(claim, providers, key=None if claim.fresh else claim.key)
+        if reply[0] == b"hit":
+            completion = answers.decode(value)
+            if completion is not None:
+                return Hit(completion)
+            # There is a value, and it cannot be read: the next settlement replaces it.
+            reply, _ = await self._ask(claim, providers, key=None)
+        if reply[0] == b"wait":
+            return _wait(reply)
+        return Go(
+            provider=_text(reply[1]),
+            delay=float(reply[2]),
+            attempt_id=claim.attempt_id,
+            key=claim.key,
+            input_tokens=claim.input_tokens,
+            output_tokens=claim.output_tokens,
+        )
+
+    async def confirm(self, go: Go) -> float:
+        """Seconds that the granted provider is blocked now; 0.0 when the call may be sent.
+
+        For grants that had to wait: a Retry-After or an opened breaker that came after the grant
+        does not wake its holder. When blocked, settle it `Abandoned` and ask again, a new attempt.
+        """
+        (reply,) = await self._look([self._provider(go.provider)], go.attempt_id)
+        return float(reply[0])
+
+    async def settle(self, go: Go, outcome: Outcome) -> None:
+        """Book the outcome: quota, health, slot, cached answer. One round trip, counted once."""
+        provider = self._provider(go.provider)
+        keys = [self._key("a", go.attempt_id), *self._keys([provider])]
+        arguments = [
+            go.attempt_id,
+            go.provider,
+            _KINDS[type(outcome)],
+            limits.changes(provider, go, outcome),
+            limits.rates(provider),
+            float(outcome.retry_after) if isinstance(outcome, RateLimited | Failed) else 0.0,
+            _reason(outcome),
+        ]
+        call = (keys, [msgspec.msgpack.encode(arguments)])
+        answer = outcome.answer if isinstance(outcome, Succeeded) else None
+        if go.key is None or answer is None:
+            await self._run(self._scripts.settle, *call)
+            return
+        await self._run(
+            self._scripts.settle,
+            *call,
+            ("SET", self._cache_key(go.key), answers.encode(answer), "EX", self._ttl_s),
+        )
+
+    async def blocked_for(self, providers: Sequence[str]) -> tuple[float, str]:
+        """Seconds until any of them may be called as far as blocks go, and why; (0.0, "") for now.
+
+        Blocks are a Retry-After, an open breaker, a refused key. Quota that is used up is none: it
+        comes back by itself, little by little.
+        """
+        found = self._named(providers)
+        replies = await self._look(found)
+        seconds, index = min((float(reply[0]), index) for index, reply in enumerate(replies))
+        if seconds <= 0:
+            return 0.0, ""
+        return seconds, f"{found[index].name}: {_text(replies[index][1])}"
+
+    async def status(self) -> list[ProviderStatus]:
+        """How every configured provider stands, in the order of the settings."""
+        providers = list(self._providers.values())
+        replies = await self._look(providers)
+        return [
+            _status(provider, reply) for provider, reply in zip(providers, replies, strict=True)
+        ]
+
+    async def _ask(
+        self, claim: Claim, providers: Sequence[settings.Provider], *, key: str | None
+    ) -> tuple[list[Any], bytes | None]:
+        """The admit script's reply, and the cached value if there is one."""
+        arguments = [
+            claim.attempt_id,
+            limits.costs(claim.input_tokens, claim.output_tokens),
+            [self._packed[provider.name, provider.name in claim.tried] for provider in providers],
+            key is not None,
+        ]
+        keys = [self._key("a", claim.attempt_id), *self._keys(providers)]
+        packed = [msgspec.msgpack.encode(arguments)]
+        if key is None:
+            return (await self._run(self._scripts.admit, keys, packed))[0], None
+        cached = self._cache_key(key)
+        # One transaction: both commands must see the same value, or a hit would reserve quota.
+        reply, value = await self._run(
+            self._scripts.admit, [*keys, cached], packed, ("GET", cached), atomic=True
+        )
+        return reply, value
+
+    async def _look(
+        self, providers: Sequence[settings.Provider], attempt_id: str = ""
+    ) -> list[list[Any]]:
+        if not providers:
+            return []
+        configured = [(limits.rates(provider), limits.lease(provider)) for provider in providers]
+        arguments = [attempt_id.encode(), msgspec.msgpack.encode(configured)]
+        (replies,) = await self._run(self._scripts.look, self._keys(providers), arguments)
+        return cast("list[list[Any]]", replies)
+
+    async def _run(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[bytes],
+        *also: tuple[str | bytes | int, ...],
+        atomic: bool = False,
+    ) -> list[Any]:
+        """The replies of a script and of further commands, in one round trip.
+
+        A server that does not know the script (new, or flushed) is taught it and asked again.
+        """
+        with translated():
+            replies = await self._send(script, keys, arguments, also, atomic=atomic)
+            if isinstance(replies[0], NoScriptError):
+                await self._redis.script_load(script.text)
+                replies = await self._send(script, keys, arguments, also, atomic=atomic)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        return replies
+
+    async def _send(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[bytes],
+        also: Iterable[tuple[str | bytes | int, ...]],
+        *,
+        atomic: bool,
+    ) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=atomic)
+        pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        for command in also:
+            pipeline.execute_command(*command)
+        return await pipeline.execute(raise_on_error=False)
+
+    def _named(self, names: Sequence[str]) -> list[settings.Provider]:
+        if not names:
+            raise ConfigurationError("providers: none is configured for this call; add one")
+        return [self._provider(name) for name in names]
+
+    def _provider(self, name: str) -> settings.Provider:
+        provider = self._providers.get(name)
+        if provider is None:
+            raise ConfigurationError(f"providers: none is named {name!r}")
+        return provider
+
+    def _key(self, kind: str, name: str) -> str:
+        return f"{self._prefix}:{{llm}}:{kind}:{name}"
+
+    def _keys(self, providers: Iterable[settings.Provider]) -> list[str]:
+        """State and slots of each provider."""
+        return [self._key(kind, provider.name) for provider in providers for kind in ("p", "s")]
+
+    def _cache_key(self, key: str) -> str:
+        return f"{self._prefix}:c:{{{key}}}"
+
+
+def _pack_provider(provider: settings.Provider, *, tried: bool) -> msgspec.Raw:
+    """What the admit script needs to know of a provider.
+
+    Sent with every call: the worker's settings decide, and no old ones can linger in Redis.
+    """
+    packed = msgspec.msgpack.encode(
+        [
+            provider.name,
+            provider.weight,
+            tried,
+            provider.burst_s,
+            limits.rates(provider),
+            provider.max_concurrency or 0,
+            limits.lease(provider),
+        ]
+    )
+    return msgspec.Raw(packed)
+
+
+def _wait(reply: list[Any]) -> Wait:
+    delay, reason, blocked = float(reply[1]), _text(reply[2]), reply[3] == 1
+    spread = 0.0 if blocked else random.uniform(0, _SPREAD_S)
+    return Wait(delay=delay + spread, reason=reason, blocked=blocked)
+
+
+def _status(provider: settings.Provider, reply: list[Any]) -> ProviderStatus:
+    next_opening, why, state, in_flight, *ahead = reply
+    ahead_s = [float(seconds) for seconds in ahead]
+    free = max(0.0, max(ahead_s) - provider.burst_s)
+    return ProviderStatus(
+        name=provider.name,
+        state=ProviderState(_text(state)),
+        reason=_text(why),
+        next_opening=float(next_opening),
+        next_free=max(free, float(next_opening)),
+        in_flight=in_flight if provider.max_concurrency else None,
+        max_concurrency=provider.max_concurrency,
+        dimensions=tuple(
+            Dimension(name=name, per_minute=limit, ahead_s=seconds)
+            for name, limit, seconds in zip(
+                limits.DIMENSIONS, limits.per_minute(provider), ahead_s, strict=True
+            )
+            if limit is not None
+        ),
+    )
+
+
+def _reason(outcome: Outcome) -> str:
+    """Why a provider is out, in one short line; it ends up in job rows and in Redis."""
+    reason = getattr(outcome, "reason", "")
+    return " ".join(reason.split())[:_MAX_REASON]
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")

@@ -1,0 +1,68 @@
+"""The client to the fleet's Redis, and the one place where its errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from llmtasks.errors import AdmissionUnavailable
+
+#: Commands of one process at the same time; each takes well under a millisecond of its connection.
+_MAX_CONNECTIONS = 64
+#: Seconds to wait for a free connection, which only a server that hangs makes long.
+_POOL_TIMEOUT_S = 5.0
+
+#: Answers by which a server says that it is no use now, not that the command is wrong. Anything
+#: else (an error in a script) is a fault of ours and must not look like an outage that will end.
+_NOT_NOW = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "UNKILLABLE", "NOTREADY"})
+_NOT_NOW_TYPES = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+    exceptions.ClusterDownError,
+    exceptions.TryAgainError,
+    exceptions.NoPermissionError,
+)
+
+
+def connect(url: str) -> Redis:
+    """A client for `Admission`, not yet connected. `redis://`, `rediss://` and `unix://` URLs.
+
+    It repeats a command twice at most: scripts are safe to repeat, and an outage is soon known.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=_MAX_CONNECTIONS,
+        timeout=_POOL_TIMEOUT_S,
+        socket_timeout=5.0,
+        socket_connect_timeout=2.0,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+        # RESP3 would add two commands per connection and gives nothing that is used here.
+        protocol=2,
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+    )
+    return Redis.from_pool(pool)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Foreign errors as `AdmissionUnavailable`; no command in its message: those hold answers."""
+    try:
+        yield
+    except exceptions.RedisError as error:
+        code = str(error).split(" ", 1)[0]
+        if isinstance(error, _NOT_NOW_TYPES) or code in _NOT_NOW:
+            said = code if code in _NOT_NOW else type(error).__name__
+            raise AdmissionUnavailable(f"the fleet's Redis does not answer: {said}") from None
+        raise
+    except (OSError, TimeoutError) as error:
+        raise AdmissionUnavailable(
+            f"the fleet's Redis does not answer: {type(error).__name__}"
+        ) from None

