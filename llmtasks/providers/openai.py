@@ -1,0 +1,153 @@
+"""Chat completions: OpenAI itself; with a `base_url` vLLM, llama.cpp and all that speak it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final
+from urllib.parse import urlsplit
+
+import msgspec
+import openai
+from msgspec import Meta
+
+from llmtasks import settings
+from llmtasks.messages import FinishReason, Request, Usage
+from llmtasks.providers import sdk
+from llmtasks.providers.failures import UnreadableAnswerError
+from llmtasks.providers.sdk import Answer, SDKProvider, decode, finish, whole
+
+#: Given explicitly, because the SDK would else ask OPENAI_BASE_URL.
+OFFICIAL_URL: Final = "https://api.openai.com/v1"
+
+FINISH_REASONS: Final = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "content_filter": FinishReason.REFUSAL,
+}
+
+#: o1, o3-mini, gpt-5, gpt-5.1-mini, openai/gpt-6 ...; not gpt-4.1, gpt-oss, or Azure's gpt-35.
+_REASONING = re.compile(r"(?:^|/)(?:o\d|gpt-(?!35)(?:[5-9]|\d\d))", re.ASCII)
+
+
+class OpenAIProvider(SDKProvider):
+    """A provider that speaks OpenAI's chat completions."""
+
+    _path: ClassVar[str] = "/chat/completions"
+
+    def __init__(self, provider: settings.Provider, api_key: str | None) -> None:
+        client = openai.AsyncOpenAI(
+            api_key=sdk.usable_key(provider, api_key),
+            base_url=provider.base_url or OFFICIAL_URL,
+            max_retries=0,
+            http_client=openai.DefaultAioHttpClient(**sdk.http_options(provider)),
+            # Else taken from the environment, and sent to whatever server this is.
+            default_headers=_without("OpenAI-Organization", "OpenAI-Project"),
+        )
+        sdk.never_log_bodies("openai")
+        super().__init__(provider, api_key, client)
+        self._takes_temperature = not _REASONING.search(provider.model)
+        self._limit_field = limit_field(provider.base_url, provider.model)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [
+                {"role": "system", "content": request.system},
+                {"role": "user", "content": request.prompt},
+            ],
+            self._limit_field: request.max_output_tokens,
+        }
+        if self._takes_temperature:
+            body["temperature"] = request.temperature
+        if request.output_schema is not None:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": request.schema_name,
+                    "strict": True,
+                    "schema": request.output_schema,
+                },
+            }
+        return body
+
+    def _read(self, content: bytes) -> Answer:
+        chat = decode(content, _Chat)
+        if not chat.choices:
+            raise UnreadableAnswerError("the answer has no choices")
+        choice = chat.choices[0]
+        message = choice.message
+        # A refusal in words finishes with "stop".
+        reason = (
+            FinishReason.REFUSAL
+            if message.refusal
+            else finish(FINISH_REASONS, choice.finish_reason)
+        )
+        return Answer(
+            text=whole(message.content or message.refusal or "", reason),
+            finish_reason=reason,
+            usage=_usage(chat.usage),
+            id=chat.id,
+        )
+
+
+def limit_field(base_url: str | None, model: str) -> str:
+    """The field that bounds the answer.
+
+    OpenAI itself takes `max_completion_tokens` for all its models and refuses `max_tokens` for
+    those that reason, also behind a proxy. All others know `max_tokens`, and some nothing else.
+    """
+    official = base_url is None or urlsplit(base_url).hostname in _OFFICIAL_HOSTS
+    return "max_completion_tokens" if official or _REASONING.search(model) else "max_tokens"
+
+
+_OFFICIAL_HOSTS: Final = ("api.openai.com", "eu.api.openai.com", "us.api.openai.com")
+
+
+def _without(*headers: str) -> Mapping[str, str]:
+    """Default headers that take these off again; the SDK's signature does not know it may."""
+    omitted: dict[str, Any] = dict.fromkeys(headers, openai.Omit())
+    return omitted
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Chat(msgspec.Struct):
+    choices: list[_Choice]
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+    id: str | None = None
+
+
+_Tokens = Annotated[int, Meta(ge=0)]
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: _Tokens | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+def _usage(raw: msgspec.Raw) -> Usage | None:
+    """The counted tokens; None when the server did not count them (that is not zero)."""
+    try:
+        usage = decode(raw, _Usage)
+    except UnreadableAnswerError:
+        return None
+    details = usage.prompt_tokens_details
+    return Usage(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        cached_input_tokens=min((details and details.cached_tokens) or 0, usage.prompt_tokens),
+    )
