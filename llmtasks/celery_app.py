@@ -1,0 +1,139 @@
+"""The Celery seam: the app, publishing, and the depth of a queue. Importing connects to nothing."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from llmtasks import logs
+from llmtasks.task_types import queue as queue_of
+
+#: The one task's name, as other programs send it.
+TASK_NAME = "llmtasks.process_document"
+
+#: The broker's own priorities (0 is first): direct jobs stand before fed ones, nothing more.
+DIRECT_PRIORITY = 0
+FED_PRIORITY = 3
+
+_log = logs.get("celery")
+
+app = Celery("llmtasks", config_source="llmtasks.celery_config", set_as_current=False)
+
+
+class BrokerAway(Exception):  # an answer of this seam, not a failure of a job
+    """The broker did not take the message in time."""
+
+
+class Publisher:
+    """Publishes on a thread of its own, so that a broker that is away costs its caller a bounded time.
+
+    redis-py retries a connection up to ten times with growing pauses; a producer that has committed its
+    row has nothing to wait for. After a failure, further messages are refused at once until the thread
+    is free again.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]]] = (
+            queue.SimpleQueue()
+        )
+        self._busy = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="llmtasks-publish", daemon=True)
+        self._thread.start()
+
+    def __call__(self, publish: Callable[[], Any]) -> Any:
+        """Run `publish`; its result.
+
+        Raises:
+            BrokerAway: It did not end in time, or the broker refused. It may still arrive, which is
+                harmless: a message is only a doorbell.
+        """
+        if self._busy.is_set():
+            raise BrokerAway("the broker has not answered an earlier message yet")
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._work.put((publish, answer))
+        try:
+            ok, value = answer.get(timeout=self._timeout_s)
+        except queue.Empty:
+            self._busy.set()
+            raise BrokerAway(f"the broker did not answer within {self._timeout_s} s") from None
+        if ok:
+            return value
+        if isinstance(value, (OperationalError, OSError, ConnectionError)) or _is_redis(value):
+            raise BrokerAway(f"the broker refused: {type(value).__name__}") from value
+        raise value
+
+    def _run(self) -> None:
+        while True:
+            publish, answer = self._work.get()
+            try:
+                answer.put((True, publish()))
+            except BaseException as error:  # noqa: BLE001  # handed to the caller as it is
+                answer.put((False, error))
+            finally:
+                self._busy.clear()
+
+
+def _is_redis(error: BaseException) -> bool:
+    """A redis-py error, without importing redis here: it is the transport's business."""
+    return type(error).__module__.split(".")[0] == "redis"
+
+
+_publisher: Publisher | None = None
+_publisher_lock = threading.Lock()
+
+
+def bounded(publish: Callable[[], Any], timeout_s: float) -> Any:
+    """Publish through this process' publisher thread; see `Publisher`."""
+    global _publisher  # noqa: PLW0603  # one thread per process; it does not survive a fork
+    with _publisher_lock:
+        if _publisher is None or not _publisher._thread.is_alive():  # noqa: SLF001
+            _publisher = Publisher(timeout_s)
+        publisher = _publisher
+    return publisher(publish)
+
+
+def send(
+    producer: Any,
+    *,
+    job_id: str,
+    args: tuple[str, str],
+    kwargs: Mapping[str, Any],
+    keep_result: bool,
+    group_id: str | None,
+    canvas: Mapping[str, Any] | None,
+) -> None:
+    """Publish a job that SQL knows, below `send_task`: that would subscribe this worker to its result."""
+    again = dict(canvas or {})
+    message = app.amqp.create_task_message(
+        job_id,
+        TASK_NAME,
+        args,
+        dict(kwargs),
+        group_id=group_id,
+        ignore_result=not keep_result,
+        callbacks=again.pop("link", None),
+        errbacks=again.pop("link_error", None),
+        create_sent_event=True,
+        **again,
+    )
+    app.amqp.send_task_message(
+        producer,
+        TASK_NAME,
+        message,
+        queue=queue_of(args[1]),
+        priority=DIRECT_PRIORITY if keep_result else FED_PRIORITY,
+        retry=False,
+    )
+
+
+def depth(connection: Any, task_type: str) -> int:
+    """Messages that the broker holds for a task type and no worker has taken yet."""
+    with connection.channel() as channel:
+        # An undeclared queue is an empty one.
+        return int(channel._size(queue_of(task_type)))  # noqa: SLF001  # kombu's virtual transports

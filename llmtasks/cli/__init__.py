@@ -1,0 +1,79 @@
+"""The command line: `llmtasks VERB ...`.
+
+Exit codes: 0 all done, 1 some failed, 2 bad usage or configuration. Every command that prints data has
+`--json`. Verbs are imported when they are used: `--help` loads none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+
+import click
+
+from llmtasks.errors import ConfigurationError, LLMTasksError, UsageError
+
+#: Verb -> the module and command that answer it, in the order of a first use.
+VERBS: Mapping[str, tuple[str, str, str]] = {
+    "documents": ("llmtasks.cli.documents", "documents", "Store documents."),
+    "submit": ("llmtasks.cli.submit", "submit", "Submit one job per document."),
+    "status": ("llmtasks.cli.batches", "status", "Where a batch or a job stands."),
+    "results": ("llmtasks.cli.batches", "results", "The outputs of a batch."),
+    "retry": ("llmtasks.cli.batches", "retry", "Queue failed and cancelled jobs again."),
+    "cancel": ("llmtasks.cli.batches", "cancel", "Cancel what has not ended."),
+    "worker": ("llmtasks.cli.worker", "worker", "Run a worker in the foreground."),
+    "migrate": ("llmtasks.cli.migrate", "migrate", "Bring the database to this version's schema."),
+    "simulator": (
+        "llmtasks.simulator.command",
+        "simulator",
+        "A provider over HTTP, for trying out.",
+    ),
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb's module when it is called."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        module, command, _ = VERBS[name]
+        found: click.Command = getattr(importlib.import_module(module), command)
+        return found
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in VERBS.items()])
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="llmtasks")
+def cli() -> None:
+    """Summaries, entities and translations of a mountain of documents."""
+
+
+def main() -> None:
+    """The entry point: errors become one line and an exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        code = 130
+    except (ConfigurationError, UsageError) as error:
+        print(f"llmtasks: {error}", file=sys.stderr)
+        code = 2
+    except LLMTasksError as error:
+        print(f"llmtasks: {type(error).__name__}: {error}", file=sys.stderr)
+        code = 1
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,221 @@
+"""`make demo`: the whole way of the data, for real, on this machine, in a minute.
+
+Starts an embedded Valkey, SQLite, a worker, and, where no provider is configured, a small real model behind
+HTTP; runs the three task types over the sample texts; prints what came out; stops all it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtasks import local
+from llmtasks.errors import ConfigurationError, LLMTasksError
+from llmtasks.settings import load
+
+if TYPE_CHECKING:
+    from llmtasks.client import JobResult
+
+#: Task types with the options the demo shows them with.
+TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("summarize", {"max_words": 60}),
+    ("extract", {}),
+    ("translate", {"target_language": "es"}),
+)
+
+#: Seconds after which the demo gives up on its jobs. A 2-core machine needs about one minute.
+PATIENCE_S = 600.0
+
+#: Seconds for the local model to load, and for the worker to stop.
+START_S = 60.0
+STOP_S = 10.0
+
+_CONFIG = """\
+[local]
+data_dir = {data_dir}
+
+[worker]
+concurrency = 4
+drain_s = 1
+
+[metrics]
+port = 0
+"""
+
+_LOCAL_MODEL = """
+[[providers]]
+name = "local-tryout"
+kind = "openai"
+model = {model}
+base_url = {base_url}
+max_concurrency = 2
+context_window = 4096
+timeout_s = 300
+"""
+
+
+def main() -> int:
+    """Run the demo; 0 when every job was completed."""
+    local.follow_parent()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with contextlib.ExitStack() as stack:
+            return _run(stack)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing is left behind")
+        return 130
+    except LLMTasksError as error:
+        print(f"llmtasks: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(stack: contextlib.ExitStack) -> int:
+    home = Path(tempfile.mkdtemp(prefix="llmtasks-demo-"))
+    stack.callback(shutil.rmtree, home, ignore_errors=True)
+    _configure(stack, home)
+    print("starting a worker, with its embedded Valkey and SQLite ...", flush=True)
+    stack.enter_context(_child([sys.executable, "-m", "llmtasks", "worker"]))
+
+    from llmtasks import client
+
+    samples = list(_samples())
+    for document_id, text in samples:
+        client.add_document(text, document_id)
+    ids = [document_id for document_id, _ in samples]
+    print(f"{len(ids)} sample texts, {len(TASKS)} task types\n", flush=True)
+    batches = [client.submit_batch(ids, name, **options) for name, options in TASKS]
+    failed = sum(_show(batch.batch_id) for batch in batches)
+
+    print("The same question again is answered from the store, and paid once:\n")
+    again = client.submit_batch(ids, TASKS[0][0], **TASKS[0][1])
+    failed += _show(again.batch_id, outputs=False)
+    total = sum(batch.jobs for batch in [*batches, again])
+    print(f"{total - failed} of {total} jobs completed.")
+    print("Next: your own documents and your own keys, see README.md.")
+    return 1 if failed else 0
+
+
+def _configure(stack: contextlib.ExitStack, home: Path) -> None:
+    """Point this process and its worker at a private directory; add the local model where it is needed."""
+    config = _CONFIG.format(data_dir=json.dumps(str(home / "data")))
+    own = load()
+    if own.providers:
+        print(
+            "using the providers of your configuration: " + ", ".join(p.name for p in own.providers)
+        )
+        os.environ["LLMTASKS_LOCAL__DATA_DIR"] = str(home / "data")
+        return
+    url, model = _local_model(stack)
+    config += _LOCAL_MODEL.format(model=json.dumps(model), base_url=json.dumps(url))
+    path = home / "llmtasks.toml"
+    path.write_text(config, encoding="utf-8")
+    os.environ["LLMTASKS_CONFIG"] = str(path)
+
+
+def _local_model(stack: contextlib.ExitStack) -> tuple[str, str]:
+    """Start the try-out model; its base URL and its name."""
+    print("no provider is configured: starting a small local model.")
+    print("It is real, has 135 million parameters, and is for trying out, not for work.\n")
+    child = stack.enter_context(
+        _child([sys.executable, "-m", "llmtasks.local_model", "--port", "0"], pipe=True)
+    )
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if not line:
+        raise ConfigurationError("the local model did not start; its message is above")
+    ready = json.loads(line)
+    return ready["url"], ready["model"]
+
+
+@contextlib.contextmanager
+def _child(argv: list[str], *, pipe: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends with this one, however this one ends."""
+    child = subprocess.Popen(  # noqa: S603  # our own modules
+        argv,
+        stdin=subprocess.PIPE if pipe else subprocess.DEVNULL,
+        stdout=subprocess.PIPE if pipe else None,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which stops the others in order
+        preexec_fn=local.die_with_parent(),  # noqa: PLW1509  # sets one flag, takes no lock
+    )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _samples() -> Iterator[tuple[str, str]]:
+    for file in sorted(
+        importlib.resources.files("llmtasks.samples").iterdir(), key=lambda item: item.name
+    ):
+        if file.name.endswith(".txt"):
+            yield file.name, file.read_text(encoding="utf-8")
+
+
+def _show(batch_id: str, *, outputs: bool = True) -> int:
+    """Print each result of a batch when it is there; how many of its jobs failed."""
+    from llmtasks import client
+
+    deadline = time.monotonic() + PATIENCE_S
+    shown: set[str] = set()
+    failed = 0
+    while True:
+        status = client.status(batch_id)
+        for row in client.results(batch_id=batch_id):
+            if row.state in ("completed", "failed", "cancelled") and row.job_id not in shown:
+                shown.add(row.job_id)
+                failed += row.state != "completed"
+                _print(row, outputs=outputs)
+        if len(shown) == status.total:
+            return failed
+        if time.monotonic() > deadline:
+            print(f"gave up waiting for batch {batch_id}")
+            return status.total - len(shown) + failed
+        time.sleep(0.2)
+
+
+def _print(row: JobResult, *, outputs: bool) -> None:
+    from llmtasks.cli.output import money
+
+    print(f"{row.task_type} {row.document_id}: {row.state}")
+    if row.error_type:
+        print(f"    {row.error_type}: {row.error_message}\n", flush=True)
+        return
+    print(
+        f"    {row.provider} · {row.model} · {row.usage.input_tokens} + {row.usage.output_tokens}"
+        f" tokens · {row.seconds:.1f} s · {money(row.cost_usd)}"
+        f" · cached: {'yes' if row.cached else 'no'}"
+    )
+    if outputs:
+        text = (
+            row.output
+            if isinstance(row.output, str)
+            else json.dumps(row.output, ensure_ascii=False)
+        )
+        print(textwrap.indent(textwrap.fill(text, 96), "    "))
+    print(flush=True)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

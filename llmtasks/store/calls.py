@@ -1,0 +1,170 @@
+"""Calls of providers: what was paid, and the answers it bought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from llmtasks.jobs import ENDED
+from llmtasks.messages import Usage
+from llmtasks.store import dialect
+from llmtasks.store.engine import Database, epoch
+from llmtasks.store.jobs import ClaimedJob
+from llmtasks.store.names import MAX_NAME, clean
+from llmtasks.store.tables import in_state, jobs, provider_calls
+
+#: The `outcome` of a call whose answer is whole.
+OK = "ok"
+#: Rows changed at once by housekeeping.
+CHUNK = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewCall:
+    """A call that was made. `usage` None: whether it was charged is unknown.
+
+    `cost_usd` None is unknown; 0.0 for a call that surely cost nothing. `answer` is kept for a job
+    that is resumed: only a whole one (`outcome` "ok") is given back to it.
+    """
+
+    call_id: str
+    answer_key: str | None
+    provider: str
+    model: str
+    usage: Usage | None
+    cost_usd: float | None
+    latency_s: float
+    outcome: str
+    request_id: str | None
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaidAnswer:
+    """A whole answer that was paid for by an earlier claim of the same job."""
+
+    answer_key: str
+    provider: str
+    model: str
+    usage: Usage
+    cost_usd: float | None
+    latency_s: float
+    request_id: str | None
+    answer: str
+
+
+def record(db: Database, job: ClaimedJob, calls: Sequence[NewCall]) -> None:
+    """Commit what was paid, whoever holds the job by now. A call recorded again changes nothing."""
+    if not calls:
+        return
+    with db.write() as connection:
+        connection.execute(
+            dialect.insert(connection, provider_calls)
+            .values(job_id=job.job_id, batch_id=job.batch_id, fence=job.fence, created_at=epoch())
+            .on_conflict_do_nothing(index_elements=[provider_calls.c.call_id]),
+            [_row(call) for call in calls],
+        )
+
+
+def answers(db: Database, job_id: str) -> dict[str, PaidAnswer]:
+    """The whole answers this job paid for already, by the key of their question."""
+    columns = provider_calls.c
+    with db.read() as connection:
+        rows = connection.execute(
+            sa.select(provider_calls)
+            .where(
+                columns.job_id == job_id,
+                columns.outcome == OK,
+                columns.answer.is_not(None),
+                columns.answer_key.is_not(None),
+            )
+            .order_by(columns.created_at)
+        ).all()
+    return {
+        row.answer_key: PaidAnswer(
+            answer_key=row.answer_key,
+            provider=row.provider,
+            model=row.model,
+            usage=Usage(
+                input_tokens=row.input_tokens or 0,
+                output_tokens=row.output_tokens or 0,
+                cached_input_tokens=row.cached_input_tokens or 0,
+            ),
+            cost_usd=row.cost_usd,
+            latency_s=row.latency_s,
+            request_id=row.request_id,
+            answer=row.answer,
+        )
+        for row in rows
+    }
+
+
+def spent(db: Database, job_id: str) -> tuple[Usage, float | None]:
+    """Tokens and dollars of a job over all its claims; None when a call's dollars are unknown."""
+    columns = provider_calls.c
+    with db.read() as connection:
+        row = connection.execute(
+            sa.select(
+                sa.func.coalesce(sa.func.sum(columns.input_tokens), 0).label("input"),
+                sa.func.coalesce(sa.func.sum(columns.output_tokens), 0).label("output"),
+                sa.func.coalesce(sa.func.sum(columns.cached_input_tokens), 0).label("cached"),
+                sa.func.coalesce(sa.func.sum(columns.cost_usd), 0.0).label("cost"),
+                (sa.func.count() - sa.func.count(columns.cost_usd)).label("unknown"),
+            ).where(columns.job_id == job_id)
+        ).one()
+    usage = Usage(
+        input_tokens=int(row.input),
+        output_tokens=int(row.output),
+        cached_input_tokens=int(row.cached),
+    )
+    return usage, None if row.unknown else float(row.cost)
+
+
+def forget_answers(db: Database, older_than_s: float) -> int:
+    """Drop answers of ended jobs older than so many seconds; how many. The numbers stay."""
+    ended = sa.exists().where(jobs.c.job_id == provider_calls.c.job_id, in_state(*sorted(ENDED)))
+    old = (
+        sa.select(provider_calls.c.call_id)
+        .where(
+            provider_calls.c.answer.is_not(None),
+            provider_calls.c.created_at < epoch() - older_than_s,
+            ended,
+        )
+        .order_by(provider_calls.c.created_at)
+        .limit(CHUNK)
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    forgotten = 0
+    while True:
+        with db.write() as connection:
+            rows = connection.execute(
+                sa.update(provider_calls)
+                .where(provider_calls.c.call_id.in_(sa.select(old.c.call_id)))
+                .values(answer=sa.null())
+                .returning(provider_calls.c.call_id)
+            ).all()
+        forgotten += len(rows)
+        if len(rows) < CHUNK:
+            return forgotten
+
+
+def _row(call: NewCall) -> dict[str, object]:
+    usage = call.usage
+    keep = call.answer is not None and call.outcome == OK
+    return {
+        "call_id": call.call_id,
+        "answer_key": call.answer_key,
+        "provider": call.provider,
+        "model": call.model,
+        "input_tokens": usage and usage.input_tokens,
+        "output_tokens": usage and usage.output_tokens,
+        "cached_input_tokens": usage and usage.cached_input_tokens,
+        "cost_usd": call.cost_usd,
+        "latency_s": call.latency_s,
+        "outcome": clean(call.outcome, MAX_NAME),
+        "request_id": None if call.request_id is None else clean(call.request_id),
+        "answer": call.answer if keep else None,
+    }

@@ -1,0 +1,470 @@
+"""Jobs: their rows and every move between states.
+
+Each move is one conditional update, so that of two who try one wins; the loser learns it from the
+answer. Moves of the holder may be repeated: when the answer to a commit was lost, the second try
+says that it was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, bindparam
+from sqlalchemy.engine import Connection, Row
+
+from llmtasks.errors import InvalidOption, JobCancelled, UnknownJob
+from llmtasks.jobs import MAX_PRIORITY, Job, JobState, NewJob
+from llmtasks.store import dialect
+from llmtasks.store.engine import Database, epoch
+from llmtasks.store.feed import SENDABLE_COLUMNS, Sendable, sendable
+from llmtasks.store.names import (
+    MAX_DOCUMENT_ID,
+    MAX_ID,
+    MAX_NAME,
+    MAX_TENANT,
+    clean,
+    is_key,
+    is_storable,
+)
+from llmtasks.store.results import NewResult, columns_of
+from llmtasks.store.tables import (
+    OPEN,
+    QUEUED,
+    RUNNING,
+    WAITING,
+    batches,
+    documents,
+    in_state,
+    jobs,
+    results,
+)
+
+#: Rows that a move of a whole batch locks at once: workers get their turn between two chunks. Also
+#: the rows of one insert.
+CHUNK = 5_000
+#: Seconds after which a cancelled row is no news to its worker any more.
+CANCEL_NEWS_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob(Job):
+    """A job in the hands of its claimer. `document_hash` is the text it was submitted with.
+
+    `document_hash` is None when there was no such document at submission.
+    """
+
+    document_hash: str | None = None
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it was claimed before: there may be answers that are paid already."""
+        return self.fence > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """What a cancellation ended: how many jobs, and the direct ones, whose callers may wait."""
+
+    count: int
+    direct: list[Sendable]
+
+
+_JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
+_CLAIMED_COLUMNS = [*_JOB_COLUMNS, jobs.c.document_hash]
+
+
+def insert(db: Database, new: Sequence[NewJob], *, sent: bool) -> list[bool]:
+    """Write rows for jobs; True where the row is new, False where the id has one (which is kept).
+
+    With `sent` the caller publishes them itself right afterwards. A `batch_id` without a batch
+    makes one: a Celery group.
+
+    Raises:
+        InvalidOption: an id, a name or a priority that cannot be.
+    """
+    for job in new:
+        check(job)
+    if not new:
+        return []
+    with db.write() as connection:
+        _group(connection, new)
+        created = set(
+            connection.execute(
+                _insert(connection, sent=sent).returning(jobs.c.job_id), [_row(job) for job in new]
+            ).scalars()
+        )
+    answers = []
+    for job in new:
+        answers.append(job.job_id in created)
+        created.discard(job.job_id)
+    return answers
+
+
+def check(job: NewJob) -> None:
+    """Refuse what no row can hold.
+
+    Raises:
+        InvalidOption: names the field.
+    """
+    keys: list[tuple[str, str | None, int]] = [
+        ("job_id", job.job_id, MAX_ID),
+        ("batch_id", job.batch_id, MAX_ID),
+        ("tenant", job.tenant, MAX_TENANT),
+        ("task_type", job.task_type, MAX_NAME),
+        ("document_id", job.document_id, MAX_DOCUMENT_ID),
+    ]
+    for name, value, longest in keys:
+        if value is not None and not is_key(value, longest):
+            raise InvalidOption(
+                f"{name} {ascii(value)[:80]}: must have 1 to {longest} characters,"
+                " without NUL and lone surrogates"
+            )
+    if not 0 <= job.priority <= MAX_PRIORITY:
+        raise InvalidOption(f"priority {job.priority}: must be 0 to {MAX_PRIORITY}")
+
+
+def add_rows(connection: Connection, new: Sequence[NewJob], *, sent: bool) -> None:
+    """Insert checked jobs in their order; an id that has a row keeps it."""
+    statement = _insert(connection, sent=sent)
+    for start in range(0, len(new), CHUNK):
+        connection.execute(statement, [_row(job) for job in new[start : start + CHUNK]])
+
+
+def get(db: Database, job_id: str) -> Job | None:
+    """The job as its row says; None when there is none."""
+    if not is_storable(job_id):
+        return None
+    with db.read() as connection:
+        row = connection.execute(
+            sa.select(*_JOB_COLUMNS).where(jobs.c.job_id == job_id)
+        ).one_or_none()
+    return None if row is None else Job(**_values(row))
+
+
+_CLAIM = (
+    sa.update(jobs)
+    .where(
+        jobs.c.job_id == bindparam("the_job"),
+        sa.or_(QUEUED, sa.and_(WAITING, jobs.c.not_before <= epoch())),
+    )
+    .values(
+        state=JobState.RUNNING.value,
+        fence=jobs.c.fence + 1,
+        attempts=jobs.c.attempts + 1,
+        worker_id=bindparam("the_worker"),
+        claimed_at=epoch(),
+        not_before=None,
+        reason=None,
+    )
+    .returning(*_CLAIMED_COLUMNS)
+)
+
+
+def claim(db: Database, job_id: str, worker_id: str) -> ClaimedJob | None:
+    """Take the job: queued, or waiting and due. None when somebody else has it, or it has ended."""
+    if not is_storable(job_id):
+        return None
+    with db.write() as connection:
+        row = connection.execute(_CLAIM, {"the_job": job_id, "the_worker": worker_id}).one_or_none()
+    return None if row is None else ClaimedJob(**_values(row))
+
+
+def complete(db: Database, job: ClaimedJob, result: NewResult) -> bool:
+    """Store the result and end the job, both or neither. False: the fence was lost."""
+    with db.write() as connection:
+        if not _move(connection, job, {"state": JobState.COMPLETED.value, "finished_at": epoch()}):
+            return _is_already(connection, job, JobState.COMPLETED)
+        connection.execute(
+            sa.insert(results).values(
+                job_id=job.job_id,
+                batch_id=job.batch_id,
+                tenant=job.tenant,
+                created_at=epoch(),
+                **columns_of(result),
+            )
+        )
+    return True
+
+
+def fail(db: Database, job: ClaimedJob, error_type: str, message: str) -> bool:
+    """End the job with a typed error. False: the fence was lost."""
+    values = {
+        "state": JobState.FAILED.value,
+        "finished_at": epoch(),
+        "error_type": clean(error_type, MAX_NAME),
+        "error_message": clean(message),
+    }
+    with db.write() as connection:
+        return _move(connection, job, values) or _is_already(connection, job, JobState.FAILED)
+
+
+def park(
+    db: Database, job: ClaimedJob, delay: float, reason: str, *, attempts: int, deferred: bool
+) -> bool:
+    """Let the job wait `delay` seconds. False: the fence was lost.
+
+    `attempts` is what it has used up so far; `deferred` says that this wait is one that costs none.
+    """
+    values = {
+        "state": JobState.WAITING.value,
+        "not_before": epoch() + max(0.0, delay),
+        "reason": clean(reason),
+        "attempts": attempts,
+        "deferrals": jobs.c.deferrals + int(deferred),
+        "worker_id": None,
+    }
+    with db.write() as connection:
+        return _move(connection, job, values) or _is_already(connection, job, JobState.WAITING)
+
+
+def release(db: Database, job: ClaimedJob, *, attempts: int) -> bool:
+    """Give the job back to the queue, for the feeder to send. False: the fence was lost."""
+    values = {
+        "state": JobState.QUEUED.value,
+        "sent_at": None,
+        "attempts": attempts,
+        "worker_id": None,
+    }
+    with db.write() as connection:
+        return _move(connection, job, values) or _is_already(connection, job, JobState.QUEUED)
+
+
+def unsend(db: Database, job_ids: Sequence[str]) -> None:
+    """These were not published after all: where still queued, the feeder sends them."""
+    for start in range(0, len(job_ids), CHUNK):
+        some = [job_id for job_id in job_ids[start : start + CHUNK] if is_storable(job_id)]
+        rows = sa.select(jobs.c.seq).where(jobs.c.job_id.in_(some), QUEUED).order_by(jobs.c.seq)
+        with db.write() as connection:
+            connection.execute(
+                sa.update(jobs).where(dialect.locked(rows, skip=False), QUEUED).values(sent_at=None)
+            )
+
+
+def cancel(db: Database, target: str) -> Cancelled:
+    """End what has not ended of a job or a batch.
+
+    A batch is worked through in chunks: when the database goes away half-way, cancel it again.
+
+    Raises:
+        UnknownJob: no job and no batch has this id.
+    """
+    values = {
+        "state": JobState.CANCELLED.value,
+        "finished_at": epoch(),
+        "not_before": None,
+        "reason": None,
+        "error_type": JobCancelled.__name__,
+        "error_message": "the job was cancelled",
+    }
+    with db.write() as connection:
+        rows = _rows_of(connection, target)
+        connection.execute(
+            sa.update(batches).where(batches.c.batch_id == target).values(cancelled_at=epoch())
+        )
+    count = 0
+    direct: list[Sendable] = []
+    for chunk in _sweep(db, rows, OPEN, values):
+        count += len(chunk)
+        direct.extend(sendable(row) for row in chunk if row.direct)
+    return Cancelled(count=count, direct=direct)
+
+
+def retry(db: Database, target: str) -> int:
+    """Queue again what failed or was cancelled of a job or a batch; how many. The feeder sends it.
+
+    Raises:
+        UnknownJob: no job and no batch has this id.
+    """
+    values = {
+        "state": JobState.QUEUED.value,
+        "sent_at": None,
+        "attempts": 0,
+        "crashes": 0,
+        "worker_id": None,
+        "claimed_at": None,
+        "finished_at": None,
+        "error_type": None,
+        "error_message": None,
+    }
+    with db.write() as connection:
+        rows = _rows_of(connection, target)
+        connection.execute(
+            sa.update(batches).where(batches.c.batch_id == target).values(cancelled_at=None)
+        )
+        started = connection.execute(sa.select(epoch())).scalar_one()
+    ended = sa.and_(
+        in_state(JobState.FAILED, JobState.CANCELLED),
+        # A job that fails again while we are at it is not retried a second time.
+        jobs.c.finished_at <= started,
+    )
+    return sum(len(chunk) for chunk in _sweep(db, rows, ended, values))
+
+
+def running(db: Database, worker_id: str) -> list[ClaimedJob]:
+    """What this worker holds, as far as the database knows.
+
+    A claim whose answer was lost on the way is here, and nowhere in the worker: it has to be
+    released.
+    """
+    with db.read() as connection:
+        rows = connection.execute(
+            sa.select(*_CLAIMED_COLUMNS).where(jobs.c.worker_id == worker_id, RUNNING)
+        ).all()
+    return [ClaimedJob(**_values(row)) for row in rows]
+
+
+def running_cancelled(db: Database, worker_id: str) -> list[str]:
+    """Jobs that were cancelled lately while this worker ran them."""
+    with db.read() as connection:
+        return list(
+            connection.execute(
+                sa.select(jobs.c.job_id).where(
+                    jobs.c.worker_id == worker_id,
+                    jobs.c.finished_at >= epoch() - CANCEL_NEWS_S,
+                    in_state(JobState.CANCELLED),
+                )
+            ).scalars()
+        )
+
+
+def _insert(connection: Connection, *, sent: bool) -> dialect.Insert:
+    """One statement for a row: it pins the text that its document has now."""
+    pinned = (
+        sa.select(documents.c.content_hash)
+        .where(
+            documents.c.tenant == bindparam("of_tenant"),
+            documents.c.document_id == bindparam("of_document"),
+        )
+        .scalar_subquery()
+    )
+    return (
+        dialect.insert(connection, jobs)
+        .values(
+            document_hash=pinned,
+            created_at=epoch(),
+            sent_at=epoch() if sent else sa.null(),
+            state=JobState.QUEUED.value,
+            fence=0,
+            attempts=0,
+            deferrals=0,
+            crashes=0,
+        )
+        .on_conflict_do_nothing(index_elements=[jobs.c.job_id])
+    )
+
+
+def _row(job: NewJob) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "batch_id": job.batch_id,
+        "tenant": job.tenant,
+        "task_type": job.task_type,
+        "document_id": job.document_id,
+        "options": dict(job.options),
+        "priority": job.priority,
+        "fresh": job.fresh,
+        "direct": job.direct,
+        "canvas": None if job.canvas is None else dict(job.canvas),
+        "of_tenant": job.tenant,
+        "of_document": job.document_id,
+    }
+
+
+def _values(row: Row[Any]) -> dict[str, Any]:
+    values = row._asdict()
+    values["state"] = JobState(values["state"])
+    return values
+
+
+def _group(connection: Connection, new: Sequence[NewJob]) -> None:
+    """The batches of direct jobs, in the order of their ids; NULL is the type of a mixed one."""
+    tenants: dict[str, str] = {}
+    types: dict[str, set[str]] = {}
+    for job in new:
+        if job.batch_id is not None:
+            tenants.setdefault(job.batch_id, job.tenant)
+            types.setdefault(job.batch_id, set()).add(job.task_type)
+    if not types:
+        return
+    statement = dialect.insert(connection, batches).values(created_at=epoch())
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[batches.c.batch_id],
+            set_={"task_type": None},
+            where=batches.c.task_type.is_distinct_from(statement.excluded.task_type),
+        ),
+        [
+            {
+                "batch_id": batch_id,
+                "tenant": tenants[batch_id],
+                "task_type": next(iter(names)) if len(names) == 1 else None,
+                "options": {},
+            }
+            for batch_id, names in sorted(types.items())
+        ],
+    )
+
+
+_MOVE_CONDITION = sa.and_(
+    jobs.c.job_id == bindparam("the_job"), RUNNING, jobs.c.fence == bindparam("the_fence")
+)
+
+
+def _move(connection: Connection, job: ClaimedJob, values: Mapping[str, Any]) -> bool:
+    """Move the job if its holder still holds it."""
+    moved = connection.execute(
+        sa.update(jobs).where(_MOVE_CONDITION).values(**values),
+        {"the_job": job.job_id, "the_fence": job.fence},
+    )
+    return moved.rowcount == 1
+
+
+def _is_already(connection: Connection, job: ClaimedJob, state: JobState) -> bool:
+    """Whether this very claim made this move before: its commit arrived, the answer did not."""
+    found = connection.execute(
+        sa.select(jobs.c.seq).where(
+            jobs.c.job_id == job.job_id, jobs.c.fence == job.fence, in_state(state)
+        )
+    )
+    return found.first() is not None
+
+
+def _rows_of(connection: Connection, target: str) -> ColumnElement[bool]:
+    """The condition for the jobs of a batch, or for one job."""
+    if is_storable(target):
+        for key, rows in (
+            (batches.c.batch_id, jobs.c.batch_id == target),
+            (jobs.c.job_id, jobs.c.job_id == target),
+        ):
+            if connection.execute(sa.select(key).where(key == target)).first() is not None:
+                return rows
+    raise UnknownJob(f"no job and no batch has the id {target!r}")
+
+
+def _sweep(
+    db: Database, which: ColumnElement[bool], state: ColumnElement[bool], values: Mapping[str, Any]
+) -> Iterator[Sequence[Row[*tuple[Any, ...]]]]:
+    """Move all rows of a target that are in a state, in arrival order, a chunk per transaction."""
+    after = 0
+    while True:
+        rows = (
+            sa.select(jobs.c.seq)
+            .where(which, state, jobs.c.seq > after)
+            .order_by(jobs.c.seq)
+            .limit(CHUNK)
+        )
+        with db.write() as connection:
+            moved = connection.execute(
+                sa.update(jobs)
+                .where(dialect.locked(rows, skip=False), state)
+                .values(**values)
+                .returning(jobs.c.seq, *SENDABLE_COLUMNS)
+            ).all()
+        moved = sorted(moved, key=lambda row: int(row.seq))
+        yield moved
+        if len(moved) < CHUNK:
+            return
+        after = moved[-1].seq

@@ -1,0 +1,254 @@
+"""The tables and their indexes. All times are seconds since the epoch on the database's clock.
+
+The conditions of the partial indexes have names here and are used by the queries as well: a planner
+takes a partial index only for a condition it can prove, so states are literals in them, never
+parameters.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Double,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+    literal_column,
+)
+
+from llmtasks.jobs import JobState
+from llmtasks.store.names import MAX_DOCUMENT_ID, MAX_HASH, MAX_ID, MAX_NAME, MAX_TENANT
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    }
+)
+
+#: A JSON value whose absence is NULL, not the JSON `null`.
+_JsonOrNull = JSON(none_as_null=True)
+#: SQLite numbers only an INTEGER PRIMARY KEY by itself.
+_Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+documents = Table(
+    "documents",
+    metadata,
+    Column("tenant", String(MAX_TENANT), nullable=False),
+    Column("document_id", String(MAX_DOCUMENT_ID), nullable=False),
+    Column("content_hash", String(MAX_HASH), nullable=False),
+    Column("path", Text),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    PrimaryKeyConstraint("tenant", "document_id"),
+    ForeignKeyConstraint(["tenant", "content_hash"], ["contents.tenant", "contents.content_hash"]),
+)
+
+#: Addressed by content, so that a job keeps the text it was submitted with when its document
+#: changes.
+contents = Table(
+    "contents",
+    metadata,
+    Column("tenant", String(MAX_TENANT), nullable=False),
+    Column("content_hash", String(MAX_HASH), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),  # bytes of UTF-8
+    PrimaryKeyConstraint("tenant", "content_hash"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("batch_id", String(MAX_ID), nullable=False),
+    Column("tenant", String(MAX_TENANT), nullable=False),
+    Column("task_type", String(MAX_NAME)),  # NULL: a group of several types
+    Column("options", JSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("cancelled_at", Double),
+    PrimaryKeyConstraint("batch_id"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", _Sequence, autoincrement=True, nullable=False),  # arrival order
+    Column("job_id", String(MAX_ID), nullable=False),
+    Column("batch_id", String(MAX_ID)),
+    Column("tenant", String(MAX_TENANT), nullable=False),
+    Column("task_type", String(MAX_NAME), nullable=False),
+    Column("document_id", String(MAX_DOCUMENT_ID), nullable=False),
+    Column("document_hash", String(MAX_HASH)),  # NULL: there was no such document at submission
+    Column("options", JSON, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("fresh", Boolean, nullable=False),
+    Column("direct", Boolean, nullable=False),
+    Column("canvas", _JsonOrNull),  # what Celery has to be told again when it is sent again
+    Column("state", String(16), nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("deferrals", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("worker_id", String(MAX_ID)),  # who runs it, or ran it last when it has ended
+    Column("not_before", Double),
+    Column("reason", Text),
+    Column("error_type", String(MAX_NAME)),
+    Column("error_message", Text),
+    Column("created_at", Double, nullable=False),
+    Column("sent_at", Double),  # NULL: the feeder has to hand it to the broker
+    Column("claimed_at", Double),
+    Column("finished_at", Double),
+    PrimaryKeyConstraint("seq"),
+    UniqueConstraint("job_id"),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job_id", String(MAX_ID), nullable=False),
+    Column("batch_id", String(MAX_ID)),
+    Column("tenant", String(MAX_TENANT), nullable=False),
+    Column("answer_key", String(MAX_ID)),  # NULL: not to be given to another job
+    Column("output", JSON, nullable=False),
+    Column("provider", String(MAX_NAME)),
+    Column("model", Text),
+    Column("prompt_hash", String(MAX_HASH)),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cached_input_tokens", BigInteger, nullable=False),
+    Column("cost_usd", Double),  # NULL: unknown
+    Column("cached", Boolean, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    PrimaryKeyConstraint("job_id"),
+    ForeignKeyConstraint(["job_id"], ["jobs.job_id"]),
+)
+
+provider_calls = Table(
+    "provider_calls",
+    metadata,
+    Column("call_id", String(MAX_ID), nullable=False),
+    Column("job_id", String(MAX_ID), nullable=False),
+    Column("batch_id", String(MAX_ID)),
+    Column("fence", Integer, nullable=False),
+    Column("answer_key", String(MAX_ID)),
+    Column("provider", String(MAX_NAME), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("input_tokens", BigInteger),  # tokens NULL: the outcome is unknown
+    Column("output_tokens", BigInteger),
+    Column("cached_input_tokens", BigInteger),
+    Column("cost_usd", Double),  # NULL: unknown
+    Column("latency_s", Double, nullable=False),
+    Column("outcome", String(MAX_NAME), nullable=False),
+    Column("request_id", Text),
+    Column("answer", _JsonOrNull),  # a string; as JSON, because models do say NUL
+    Column("created_at", Double, nullable=False),
+    PrimaryKeyConstraint("call_id"),
+    ForeignKeyConstraint(["job_id"], ["jobs.job_id"]),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("worker_id", String(MAX_ID), nullable=False),
+    Column("hostname", Text, nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("queues", JSON, nullable=False),
+    Column("concurrency", Integer, nullable=False),
+    Column("metrics_url", Text),
+    Column("started_at", Double, nullable=False),
+    Column("lease_s", Double, nullable=False),
+    Column("lease_until", Double, nullable=False),
+    PrimaryKeyConstraint("worker_id"),
+)
+
+#: When each task type's batches were last fed to the broker.
+queues = Table(
+    "queues",
+    metadata,
+    Column("task_type", String(MAX_NAME), nullable=False),
+    Column("fed_at", Double, nullable=False),
+    PrimaryKeyConstraint("task_type"),
+)
+
+
+def in_state(*states: JobState) -> ColumnElement[bool]:
+    """The job is in one of these states, written as literals."""
+    literals = [literal_column(f"'{state.value}'", String) for state in states]
+    return jobs.c.state == literals[0] if len(literals) == 1 else jobs.c.state.in_(literals)
+
+
+QUEUED = in_state(JobState.QUEUED)
+RUNNING = in_state(JobState.RUNNING)
+WAITING = in_state(JobState.WAITING)
+#: Ended by work, not by its user.
+FINISHED = in_state(JobState.COMPLETED, JobState.FAILED)
+#: Not ended.
+OPEN = in_state(JobState.QUEUED, JobState.RUNNING, JobState.WAITING)
+#: Ready to be handed to the broker.
+FEEDABLE = and_(QUEUED, jobs.c.sent_at.is_(None))
+#: Handed to the broker, and not claimed yet.
+SENT = and_(QUEUED, jobs.c.sent_at.is_not(None))
+
+
+def _index(name: str, *columns: Column[object], where: ColumnElement[bool] | None = None) -> None:
+    if where is None:
+        Index(name, *columns)
+    else:
+        Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+_j = jobs.c
+_index("ix_jobs_batch", _j.batch_id, _j.seq, where=_j.batch_id.is_not(None))  # pages of a batch
+_index("ix_jobs_batch_state", _j.batch_id, _j.state, where=_j.batch_id.is_not(None))  # its counts
+_index("ix_jobs_document", _j.tenant, _j.document_id)
+# Arrival is (created_at, seq) here: with seq alone PostgreSQL at times walks the primary key
+# instead, over every row that has already ended.
+_index(
+    "ix_jobs_feed",
+    _j.task_type,
+    _j.priority,
+    _j.tenant,
+    _j.created_at,
+    _j.seq,
+    where=FEEDABLE,
+)
+_index("ix_jobs_sent", _j.task_type, _j.sent_at, where=SENT)
+_index("ix_jobs_due", _j.not_before, where=WAITING)
+_index("ix_jobs_running", _j.worker_id, where=RUNNING)
+_index("ix_jobs_ended", _j.worker_id, _j.finished_at, where=_j.finished_at.is_not(None))
+_index("ix_jobs_finished", _j.task_type, _j.finished_at, where=FINISHED)
+
+_r = results.c
+_index(
+    "ix_results_answer",
+    _r.tenant,
+    _r.answer_key,
+    _r.created_at,
+    where=_r.answer_key.is_not(None),
+)
+_index("ix_results_batch", _r.batch_id, _r.cached, where=_r.batch_id.is_not(None))
+
+_c = provider_calls.c
+_index("ix_calls_job", _c.job_id)
+_index(
+    "ix_calls_batch",
+    _c.batch_id,
+    _c.input_tokens,
+    _c.output_tokens,
+    _c.cost_usd,
+    where=_c.batch_id.is_not(None),
+)
+_index("ix_calls_kept", _c.created_at, where=_c.answer.is_not(None))

@@ -1,0 +1,313 @@
+"""process_document and nothing else: headers, outcomes, delegate.
+
+The producer's side of the task commits the job's row, then rings; the worker's side hands the message to
+the executor that `workers.app` bound, and turns its outcome into what Celery understands.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import celery
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils import uuid
+
+from llmtasks import task_types
+from llmtasks.celery_app import (
+    DIRECT_PRIORITY,
+    FED_PRIORITY,
+    TASK_NAME,
+    BrokerAway,
+    app,
+    bounded,
+)
+from llmtasks.errors import ConfigurationError, InvalidOption, LLMTasksError, StoreUnavailable
+from llmtasks.jobs import MAX_PRIORITY, NewJob
+from llmtasks.settings import current
+from llmtasks.store import jobs
+from llmtasks.store.engine import Database, open_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: What every task takes besides its type's own options, with the default.
+COMMON_OPTIONS: Mapping[str, Any] = {"tenant": "default", "priority": 0, "fresh": False}
+
+_CANVAS = ("group_index", "chord", "link", "link_error", "root_id", "parent_id")
+
+
+class Handler(Protocol):
+    """What a worker process binds: runs one message.
+
+    Returns the result of a completed job; raises `Parked`, `Duplicate`, or the job's typed error.
+    """
+
+    def __call__(
+        self,
+        job: NewJob,
+        *,
+        waiting: Callable[[str, float], None],
+        progress: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Run it; `waiting` and `progress` tell whoever watches the task."""
+
+
+class Parked(Exception):  # not a failure
+    """The row waits `delay` seconds because of `error`; maintenance sends it again."""
+
+    def __init__(self, delay: float, error: LLMTasksError) -> None:
+        super().__init__(str(error))
+        self.delay = delay
+        self.error = error
+
+
+class Duplicate(Exception):  # not a failure
+    """The row is somebody else's at the moment, or waits: nothing is to be done or reported."""
+
+
+_handler: Handler | None = None
+
+
+def bind(handler: Handler) -> None:
+    """Give this process' messages to `handler`. Called by a worker's composition root."""
+    global _handler  # noqa: PLW0603  # the one seam between Celery's task and our process
+    _handler = handler
+
+
+@functools.cache
+def database() -> Database:
+    """This process' database, opened at first use."""
+    return open_database(current())
+
+
+# A connection of the parent must not be used by its child.
+os.register_at_fork(after_in_child=database.cache_clear)
+
+
+class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
+    """A task whose every enqueue (`delay`, `apply_async`, a group) writes the job's row first."""
+
+    abstract = True
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Record the job, then publish it; returns Celery's `AsyncResult`, whose id is the job's.
+
+        Raises:
+            UnknownTaskType, InvalidOption: at once, and nothing is recorded.
+        """
+        job = described(args, kwargs, job_id=task_id or uuid(), options=options)
+        settings = current()
+        if settings.delivery.record:
+            jobs.insert(database(), [job], sent=True)
+        options["priority"] = DIRECT_PRIORITY if job.direct else FED_PRIORITY
+        publish = functools.partial(
+            celery.Task.apply_async,
+            self,
+            (job.document_id, job.task_type),
+            message_options(job),
+            task_id=job.job_id,
+            **options,
+        )
+        try:
+            return bounded(publish, settings.delivery.publish_timeout_s)
+        except BrokerAway as away:
+            if not settings.delivery.record:
+                raise ConfigurationError(
+                    f"{away}; with delivery.record = false nothing else keeps this job: try again"
+                ) from away
+            jobs.unsend(database(), [job.job_id])
+            return self.AsyncResult(job.job_id)
+
+
+@app.task(base=JobTask, bind=True, name=TASK_NAME, throws=(LLMTasksError,))  # type: ignore[untyped-decorator]
+def process_document(
+    self: JobTask, document_id: str, task_type: str, **options: Any
+) -> dict[str, Any]:
+    """Summarize, extract from, or translate one stored document.
+
+    Args:
+        self: The bound task.
+        document_id: Of a document added before (`add_document`, `llmtasks documents add`).
+        task_type: `summarize`, `extract`, `translate`, or one of your own.
+        options: The task type's own, and `tenant`, `priority` (0-9, 9 first), `fresh` (ask again).
+
+    Returns:
+        `{"status", "document_id", "task_type", "job_id", "cached", "provider", "model", "usage",
+        "cost_usd"}`; the output itself is in SQL: `get_result(job_id)`.
+    """
+    if _handler is None:
+        raise Reject("no executor is bound: run workers with `llmtasks worker`", requeue=True)
+    request = self.request
+    job = received(request, document_id, task_type, options)
+
+    def waiting(reason: str, delay: float) -> None:
+        # A wait in place publishes nothing, but Flower shall show it for what it is.
+        self.send_event("task-retried", exception=reason, traceback=f"retry in {delay:.1f} s")
+
+    def progress(text: str) -> None:
+        self.send_event("task-progress", result=text)
+
+    try:
+        return _handler(job, waiting=waiting, progress=progress)
+    except Parked as parked:
+        # Raised, not `self.retry`: that would publish a countdown message beside the row.
+        raise Retry(exc=parked.error, when=parked.delay, message=str(parked.error)) from None
+    except Duplicate:
+        raise Ignore from None
+    except StoreUnavailable as error:
+        raise Reject(str(error), requeue=True) from None
+
+
+def described(
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    *,
+    job_id: str,
+    options: Mapping[str, Any],
+) -> NewJob:
+    """The job that a producer's call describes, checked."""
+    bound = dict(zip(("document_id", "task_type"), args or (), strict=False))
+    given = {**bound, **(kwargs or {})}
+    if args is not None and len(args) > len(bound):
+        raise InvalidOption("process_document takes document_id and task_type; name the options")
+    for name in ("document_id", "task_type"):
+        if not isinstance(given.get(name), str) or not given[name]:
+            raise InvalidOption(f"process_document needs {name}, a text")
+    for name in ("eta", "countdown"):
+        if options.get(name) is not None:
+            raise InvalidOption(f"{name} is not supported: waiting jobs are rows, not messages")
+    return new_job(
+        job_id=job_id,
+        document_id=given.pop("document_id"),
+        task_type=given.pop("task_type"),
+        given=given,
+        priority=options.get("priority"),
+        direct=not options.get("ignore_result", False),
+        batch_id=options.get("group_id"),
+        canvas=_canvas(options),
+    )
+
+
+def new_job(
+    *,
+    job_id: str,
+    document_id: str,
+    task_type: str,
+    given: Mapping[str, Any],
+    priority: int | None = None,
+    direct: bool,
+    batch_id: str | None,
+    canvas: Mapping[str, Any] | None = None,
+) -> NewJob:
+    """A job from a caller's options: common ones taken out, the task type's own checked.
+
+    Raises:
+        UnknownTaskType, InvalidOption: naming what is allowed.
+    """
+    own = dict(given)
+    common = {name: own.pop(name, default) for name, default in COMMON_OPTIONS.items()}
+    if priority is not None:
+        common["priority"] = priority
+    check_common(common)
+    return NewJob(
+        job_id=job_id,
+        document_id=document_id,
+        task_type=task_type,
+        tenant=common["tenant"],
+        options=task_types.validate_options(task_type, own),
+        priority=common["priority"],
+        fresh=common["fresh"],
+        direct=direct,
+        batch_id=batch_id,
+        canvas=canvas,
+    )
+
+
+def check_common(common: Mapping[str, Any]) -> None:
+    """Check the options that every task takes."""
+    priority, tenant = common["priority"], common["tenant"]
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidOption(f"priority must be a number from 0 to {MAX_PRIORITY}")
+    if not 0 <= priority <= MAX_PRIORITY:
+        raise InvalidOption(f"priority must be from 0 to {MAX_PRIORITY}, not {priority}")
+    if not isinstance(tenant, str) or not 0 < len(tenant) <= 64:  # noqa: PLR2004
+        raise InvalidOption("tenant must be a text of 1 to 64 characters")
+    if not isinstance(common["fresh"], bool):
+        raise InvalidOption("fresh must be true or false")
+
+
+class Options(Protocol):
+    """What a job's message says besides its document and task type."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The task type's own."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose document it is."""
+
+    @property
+    def priority(self) -> int:
+        """0 to 9, 9 first."""
+
+    @property
+    def fresh(self) -> bool:
+        """Ask again."""
+
+
+def message_options(job: Options) -> dict[str, Any]:
+    """The keyword arguments of a job's message: its options, and the common ones that differ."""
+    common = {"tenant": job.tenant, "priority": job.priority, "fresh": job.fresh}
+    return {
+        **job.options,
+        **{name: value for name, value in common.items() if value != COMMON_OPTIONS[name]},
+    }
+
+
+def received(request: Any, document_id: str, task_type: str, options: Mapping[str, Any]) -> NewJob:
+    """The job that a message describes, unchecked: a wrong option fails the job, not the message."""
+    own = dict(options)
+    tenant = own.pop("tenant", "default")
+    priority = own.pop("priority", 0)
+    return NewJob(
+        job_id=request.id,
+        document_id=str(document_id),
+        task_type=str(task_type),
+        tenant=tenant if isinstance(tenant, str) else "default",
+        options=own,
+        priority=priority if isinstance(priority, int) and 0 <= priority <= MAX_PRIORITY else 0,
+        fresh=bool(own.pop("fresh", False)),
+        direct=not request.ignore_result,
+        batch_id=request.group,
+        canvas=_canvas(
+            {
+                "group_index": request.group_index,
+                "chord": request.chord,
+                "link": request.callbacks,
+                "link_error": request.errbacks,
+                "root_id": request.root_id,
+                "parent_id": request.parent_id,
+            }
+        ),
+    )
+
+
+def _canvas(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What Celery has to be told again when a job is sent again: its chord and its callbacks."""
+    found = {name: options[name] for name in _CANVAS if options.get(name) not in (None, [], ())}
+    if not found or set(found) <= {"root_id", "group_index"}:
+        return None
+    # Signatures are dicts of plain values; a round trip leaves nothing of Celery's classes.
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain

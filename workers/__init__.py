@@ -1,0 +1,1 @@
+"""Worker processes: composition root, Celery's signals, and the periodic work."""

@@ -1,0 +1,221 @@
+"""The periodic work of every worker process, leaderless: whoever wins a conditional update does it.
+
+Two threads, because a lease must be renewed whatever the broker does: `beat` renews this process' lease
+and takes over from the dead; `feed` hands rows to the broker and sends again what it forgot.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llmtasks import logs
+from llmtasks.admission import Admission
+from llmtasks.celery_app import app, depth, send
+from llmtasks.errors import AdmissionUnavailable, LLMTasksError
+from llmtasks.executor import Executor
+from llmtasks.loop import LoopThread
+from llmtasks.retry import describe
+from llmtasks.settings import Settings
+from llmtasks.store import feed, jobs
+from llmtasks.store import workers as leases
+from llmtasks.store.engine import Database
+from llmtasks.store.feed import Sendable
+from llmtasks.tasks import message_options
+
+_log = logs.get("maintenance")
+
+#: Heartbeats per lease: four may be lost before the fifth.
+BEATS_PER_LEASE = 5
+
+#: Rows a queue gets at the least, per slot that serves it: a slot must not wait for the next feeding.
+ROWS_PER_SLOT = 2
+
+#: Seconds between two searches for messages that the broker forgot.
+FORGOTTEN_S = 2.0
+
+#: Rows sent again, or woken, in one go.
+CHUNK = 500
+
+
+class Maintenance:
+    """Periodic work of one process; see the module."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        executor: Executor,
+        fleet: Admission,
+        loop: LoopThread,
+        settings: Settings,
+        worker_id: str,
+        register: Callable[[], None],
+        task_types: Sequence[str],
+    ) -> None:
+        self._db = db
+        self._executor = executor
+        self._fleet = fleet
+        self._loop = loop
+        self._settings = settings
+        self._worker_id = worker_id
+        self._register = register
+        self._task_types = tuple(task_types)
+        self._stopping = threading.Event()
+        self._not_feeding = threading.Event()
+        self._steady_since = time.monotonic()
+        self._strays: set[str] = set()
+        self._threads = [
+            threading.Thread(target=self._beat_until_stopped, name="llmtasks-beat", daemon=True),
+            threading.Thread(target=self._feed_until_stopped, name="llmtasks-feed", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start both threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop_feeding(self) -> None:
+        """Hand no more rows to the broker; the lease goes on until `stop`."""
+        self._not_feeding.set()
+
+    def stop(self) -> None:
+        """End both threads."""
+        self._not_feeding.set()
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=10.0)
+
+    # --- the lease ---------------------------------------------------------------------------------
+
+    @property
+    def _beat_s(self) -> float:
+        return self._settings.delivery.lease_s / BEATS_PER_LEASE
+
+    def _beat_until_stopped(self) -> None:
+        while not self._stopping.wait(self._beat_s):
+            try:
+                self.beat()
+            except LLMTasksError as error:
+                # Nobody could renew anything: give the others time to, before taking from them.
+                self._steady_since = time.monotonic() + self._beat_s
+                logs.warning(_log, "beat-failed", why=describe(error))
+            except Exception as error:  # noqa: BLE001  # a defect must not end the lease
+                logs.error(_log, "beat-broken", why=type(error).__name__, at=logs.place(error))
+
+    def beat(self) -> None:
+        """Renew the lease, hear of cancelled jobs, and take over from workers whose lease passed."""
+        if not leases.heartbeat(self._db, self._worker_id, self._settings.delivery.lease_s):
+            # Stalled beyond the lease: our jobs have gone to others, our fences are void.
+            logs.warning(_log, "lease-lost", worker=self._worker_id)
+            self._register()
+        self._executor.cancel(jobs.running_cancelled(self._db, self._worker_id))
+        self._release_strays()
+        if time.monotonic() - self._steady_since >= self._beat_s:
+            self._take_over()
+
+    def _release_strays(self) -> None:
+        """Give back rows that are ours only in the database: the answer to their claim was lost."""
+        held = {job.job_id: job for job in jobs.running(self._db, self._worker_id)}
+        strays = set(held) - self._executor.active
+        for job_id in strays & self._strays:
+            jobs.release(self._db, held[job_id], attempts=held[job_id].attempts - 1)
+            logs.warning(_log, "stray-released", job=job_id)
+        self._strays = strays  # a claim on its way looks the same: only those seen twice are strays
+
+    def _take_over(self) -> None:
+        reaped = leases.reap(self._db, self._settings.delivery.max_crashes)
+        if reaped.requeued or reaped.failed:
+            logs.warning(_log, "took-over", requeued=reaped.requeued, failed=len(reaped.failed))
+        self._publish([*reaped.failed, *reaped.finished])
+
+    # --- the feed ----------------------------------------------------------------------------------
+
+    def _feed_until_stopped(self) -> None:
+        searched = 0.0
+        while not self._not_feeding.wait(self._settings.dispatch.interval_s):
+            try:
+                feed.wake_due(self._db, CHUNK)
+                for task_type in self._task_types:
+                    self.feed(task_type)
+                if time.monotonic() - searched >= FORGOTTEN_S:
+                    searched = time.monotonic()
+                    for task_type in self._task_types:
+                        self.send_forgotten(task_type)
+            except LLMTasksError as error:
+                logs.warning(_log, "feed-failed", why=describe(error))
+            except Exception as error:  # noqa: BLE001  # a broker that is away, or a defect: next turn
+                logs.warning(_log, "feed-failed", why=type(error).__name__, at=logs.place(error))
+
+    def feed(self, task_type: str) -> int:
+        """Fill one queue up to its window; how many rows were sent."""
+        interval = self._settings.dispatch.interval_s
+        if not feed.lanes(self._db, task_type) or not feed.turn(self._db, task_type, interval / 2):
+            return 0
+        if self._blocked(task_type):
+            return 0
+        room = self._window(task_type) - feed.depth(self._db, task_type)
+        rows = feed.fill(self._db, task_type, room, self._settings.dispatch.ageing_s)
+        self._publish(rows)
+        return len(rows)
+
+    def _window(self, task_type: str) -> int:
+        """Rows of a queue that the broker should hold: `window_s` of work, and enough for every slot."""
+        queue = f"llm.{task_type}"
+        slots = sum(w.concurrency for w in leases.live(self._db) if queue in w.queues)
+        window = self._settings.dispatch.window_s
+        rate = feed.finished_rate(self._db, task_type, window)
+        return max(ROWS_PER_SLOT * slots, round(rate * window))
+
+    def _blocked(self, task_type: str) -> bool:
+        """Nothing is fed for a task type that no provider can serve now."""
+        names = [p.name for p in self._settings.providers_for(task_type)]
+        try:
+            blocked, _ = self._loop.run(self._fleet.blocked_for(names), timeout=10.0)
+        except (AdmissionUnavailable, TimeoutError):
+            return True
+        return blocked > 0
+
+    def send_forgotten(self, task_type: str) -> int:
+        """Send again what SQL knows and the broker does not; how many rows."""
+        with app.connection_or_acquire() as connection:
+            empty = depth(connection, task_type) == 0
+        rows = feed.forgotten(
+            self._db,
+            task_type,
+            self._settings.delivery.resend_after_s,
+            queue_empty=empty,
+            limit=CHUNK,
+        )
+        if rows:
+            logs.info(_log, "sent-again", task=task_type, jobs=len(rows))
+        self._publish(rows)
+        return len(rows)
+
+    def _publish(self, rows: Sequence[Sendable]) -> None:
+        """Ring for rows that are marked as sent; those that could not be are unmarked."""
+        if not rows:
+            return
+        sent = 0
+        try:
+            with app.producer_or_acquire() as producer:
+                for row in rows:
+                    _send(producer, row)
+                    sent += 1
+        finally:
+            if sent < len(rows):
+                jobs.unsend(self._db, [row.job_id for row in rows[sent:]])
+
+
+def _send(producer: Any, row: Sendable) -> None:
+    send(
+        producer,
+        job_id=row.job_id,
+        args=(row.document_id, row.task_type),
+        kwargs=message_options(row),
+        keep_result=row.direct,
+        group_id=row.batch_id if row.direct else None,
+        canvas=row.canvas,
+    )
