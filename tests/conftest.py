@@ -1,0 +1,121 @@
+"""Fixtures that more than one room's tests use."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.databases import Postgres, running_postgres, sqlite_template
+from support.fleet import Fleet
+from support.simulated import Simulated, simulated
+from support.stack import Stack
+from support.valkey import RestartableValkey, Valkey, running_valkey
+
+from llmtasks import settings
+from llmtasks.store.engine import Database
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Valkey]:
+    """One real server per test process; every test uses a key prefix of its own."""
+    with running_valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def fleet(valkey: Valkey) -> Iterator[Callable[..., Fleet]]:
+    """Makes fleets under a clock of the test's: `fleet(provider("a"), ...)`."""
+    made: list[Fleet] = []
+
+    def make(*providers: settings.Provider, **values: int) -> Fleet:
+        made.append(Fleet(valkey.url, providers, **values))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One real server per test process; every test uses a database of its own."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_file() -> Iterator[Path]:
+    """A migrated SQLite file; every test uses a copy."""
+    with sqlite_template() as path:
+        yield path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The url of a migrated, empty database: the test runs once on each kind."""
+    if request.param == "sqlite":
+        copy = shutil.copy(request.getfixturevalue("sqlite_file"), tmp_path / "test.sqlite3")
+        yield f"sqlite:///{copy}"
+        return
+    with request.getfixturevalue("postgres").database() as url:
+        yield url
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Database]:
+    """An open, empty database of either kind."""
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[RestartableValkey]:
+    """A server of the test's own, which it may stop, start again (empty) and flush."""
+    server = RestartableValkey()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def sim() -> Iterator[Simulated]:
+    """A simulated provider of the test's own."""
+    with simulated() as provider:
+        yield provider
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Stack]]:
+    """Makes installations: `make_stack(providers=[...], database="postgresql", broker=own_valkey)`."""
+    with contextlib.ExitStack() as ending:
+
+        def make(
+            *,
+            providers: Sequence[Mapping[str, Any]],
+            database: str = "sqlite",
+            broker: RestartableValkey | None = None,
+            settings: Mapping[str, Mapping[str, Any]] | None = None,
+        ) -> Stack:
+            if broker is None:
+                broker = RestartableValkey()
+                ending.callback(broker.stop)
+            url = None
+            if database == "postgresql":
+                postgres = request.getfixturevalue("postgres")
+                url = ending.enter_context(postgres.database())
+            stack = Stack(
+                tmp_path / f"stack-{uuid.uuid4().hex[:6]}",
+                broker_url=broker.url,
+                database_url=url,
+                providers=providers,
+                settings=settings,
+            )
+            ending.callback(stack.close)
+            return stack
+
+        yield make

@@ -1,0 +1,267 @@
+"""A whole installation for one test: broker, database, simulated providers, worker processes, commands.
+
+Everything is real and its own: a Valkey on a socket of its own, a database of its own, workers as processes
+that are ended by their pid. Programs of a user run as processes too, so that nothing is shared by accident.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmtasks.cli.output import status_json
+from llmtasks.jobs import Job
+from llmtasks.settings import load
+from llmtasks.store import batches, jobs
+from llmtasks.store.engine import Database, open_database
+
+ROOT = Path(__file__).parents[2]
+
+#: Seconds that any condition of a test may take on a busy machine before the test gives up.
+PATIENCE_S = 90.0
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], what: str, timeout: float = PATIENCE_S) -> T:
+    """Wait until the condition holds; its value."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+class Process:
+    """A started process with its output in a file; ended by its pid."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self._popen = subprocess.Popen(
+                argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+        self.pid = self._popen.pid
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def signal(self, sig: signal.Signals) -> None:
+        self._popen.send_signal(sig)
+
+    def kill(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+
+    def wait(self, timeout: float = PATIENCE_S) -> int:
+        return self._popen.wait(timeout)
+
+    def terminate(self, timeout: float = PATIENCE_S) -> int:
+        self._popen.terminate()
+        return self.wait(timeout)
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def end(self) -> None:
+        """Whatever state it is in."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                self._popen.send_signal(signal.SIGCONT)
+            self._popen.terminate()
+            try:
+                self._popen.wait(5.0)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class Stack:
+    """Configuration, environment and processes of one installation."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        broker_url: str | None,
+        database_url: str | None,
+        providers: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.home = home
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.broker_url = broker_url
+        self._settings = {
+            "local": {"data_dir": str(home / "data")},
+            "metrics": {"port": 0},
+            # Tests kill workers and wait for the takeover.
+            "delivery": {"lease_s": 3.0, "resend_after_s": 2.0},
+            **({"broker": {"url": broker_url}} if broker_url else {}),
+            **({"database": {"url": database_url}} if database_url else {}),
+        }
+        for section, values in (settings or {}).items():
+            self._settings[section] = {**self._settings.get(section, {}), **values}
+        self._providers = list(providers)
+        self._processes: list[Process] = []
+        self.config = home / "llmtasks.toml"
+        self.config.write_text(_toml(self._settings, self._providers))
+        self.env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("LLMTASKS_")},
+            "LLMTASKS_CONFIG": str(self.config),
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(home),
+            "SIMULATOR_KEY": "sk-simulated-0123456789",
+        }
+
+    def configure(self, **sections: Mapping[str, Any]) -> None:
+        """Change settings for processes started from now on."""
+        for section, values in sections.items():
+            self._settings[section] = {**self._settings.get(section, {}), **values}
+        self.config.write_text(_toml(self._settings, self._providers))
+
+    def worker(self, *, concurrency: int = 8, queues: str | None = None) -> Process:
+        """Start `llmtasks worker` and wait until it takes jobs."""
+        argv = [sys.executable, "-m", "llmtasks", "worker", "--concurrency", str(concurrency)]
+        process = self.start([*argv, *(["--queues", queues] if queues else [])], "worker")
+        eventually(
+            lambda: "worker-ready" in process.output() or not process.running,
+            "the worker is ready",
+        )
+        assert process.running, process.output()
+        return process
+
+    def start(self, argv: Sequence[str], name: str) -> Process:
+        log = self.home / f"{name}-{len(self._processes)}.log"
+        process = Process(argv, self.env, log, self.home)
+        self._processes.append(process)
+        return process
+
+    def cli(
+        self, *argv: str, code: int | None = 0, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `llmtasks ARGV` to its end, expecting an exit code."""
+        done = subprocess.run(
+            [sys.executable, "-m", "llmtasks", *argv],
+            env=self.env,
+            cwd=self.home,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert code is None or done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def json(self, *argv: str, code: int | None = 0) -> Any:
+        """Run a command with `--json`; what it printed."""
+        return json.loads(self.cli(*argv, "--json", code=code).stdout)
+
+    def script(self, source: str, *argv: str) -> Any:
+        """Run a user's program; the JSON it printed last, None when it printed nothing."""
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(source), *argv],
+            env=self.env,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=2 * PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = done.stdout.strip().splitlines()
+        return json.loads(lines[-1]) if lines else None
+
+    def documents(self, count: int, *, words: int = 40) -> list[str]:
+        """Store `count` different short documents; their ids."""
+        folder = self.home / "documents"
+        folder.mkdir(exist_ok=True)
+        for number in range(count):
+            name = f"doc-{number:05}"
+            body = f"Report {name} of the harbour office. " + f"Item {number} was counted. " * (
+                words // 5
+            )
+            (folder / f"{name}.txt").write_text(body)
+        added = self.json("documents", "add", str(folder))
+        assert {line["status"] for line in added} <= {"added", "exists"}, added[:3]
+        return [line["document_id"] for line in added]
+
+    def submit(self, task: str, *argv: str) -> str:
+        """Submit a batch; its id."""
+        batch_id: str = self.json("submit", task, *argv)["batch_id"]
+        return batch_id
+
+    @functools.cached_property
+    def database(self) -> Database:
+        """The installation's database, opened by the test: cheaper to ask often than a command."""
+        return open_database(load(self.env, self.home))
+
+    def status(self, batch_id: str) -> dict[str, Any]:
+        """What `llmtasks status --json` prints."""
+        found = batches.status(self.database, batch_id)
+        assert found is not None, batch_id
+        return status_json(found)
+
+    def finished(self, batch_id: str, timeout: float = PATIENCE_S) -> dict[str, Any]:
+        """Wait until every job of the batch has ended; its status."""
+
+        def ended() -> dict[str, Any] | None:
+            status = self.status(batch_id)
+            return None if status["state"] == "running" else status
+
+        return eventually(ended, f"batch {batch_id} has ended: {self.status(batch_id)}", timeout)
+
+    def job(self, job_id: str) -> Job:
+        """A job as its row says."""
+        found = jobs.get(self.database, job_id)
+        assert found is not None, job_id
+        return found
+
+    def results(self, batch_id: str) -> list[dict[str, Any]]:
+        """What `llmtasks results --format jsonl` prints."""
+        done = self.cli("results", batch_id, "--format", "jsonl", code=None)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.end()
+        if "database" in vars(self):
+            self.database.close()
+
+
+def provider(url: str, name: str = "sim", kind: str = "openai", **values: Any) -> dict[str, Any]:
+    """A `[[providers]]` entry for a simulated provider."""
+    return {
+        "name": name,
+        "kind": kind,
+        "model": f"model-{name}",
+        "base_url": url,
+        "api_key_env": "SIMULATOR_KEY",
+        **values,
+    }
+
+
+def _toml(settings: Mapping[str, Mapping[str, Any]], providers: Sequence[Mapping[str, Any]]) -> str:
+    lines: list[str] = []
+    for section, values in settings.items():
+        lines += [f"[{section}]", *_pairs(values), ""]
+    for entry in providers:
+        lines += ["[[providers]]", *_pairs(entry), ""]
+    return "\n".join(lines)
+
+
+def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
+    # JSON's scalars and lists are TOML's.
+    return (f"{key} = {json.dumps(value)}" for key, value in values.items())
