@@ -99,9 +99,10 @@ def make_stack(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Calla
             providers: Sequence[Mapping[str, Any]],
             database: str = "sqlite",
             broker: RestartableValkey | None = None,
+            embedded: bool = False,
             settings: Mapping[str, Mapping[str, Any]] | None = None,
         ) -> Stack:
-            if broker is None:
+            if broker is None and not embedded:
                 broker = RestartableValkey()
                 ending.callback(broker.stop)
             url = None
@@ -110,7 +111,7 @@ def make_stack(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Calla
                 url = ending.enter_context(postgres.database())
             stack = Stack(
                 tmp_path / f"stack-{uuid.uuid4().hex[:6]}",
-                broker_url=broker.url,
+                broker_url=broker.url if broker else None,
                 database_url=url,
                 providers=providers,
                 settings=settings,

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import redis
+
 from llmtasks.cli.output import status_json
 from llmtasks.jobs import Job
 from llmtasks.settings import load
@@ -234,11 +236,34 @@ class Stack:
         done = self.cli("results", batch_id, "--format", "jsonl", code=None)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
+    def messages(self) -> str:
+        """All that the broker's server holds, as text: messages, results, limits (and cached answers not)."""
+        assert self.broker_url is not None
+        with redis.Redis.from_url(self.broker_url) as client:
+            return "".join(
+                str(_content(client, key)) for key in client.scan_iter() if b":c:" not in key
+            )
+
     def close(self) -> None:
         for process in self._processes:
             process.end()
         if "database" in vars(self):
             self.database.close()
+
+
+def _content(client: redis.Redis, key: bytes) -> object:
+    match client.type(key):
+        case b"string":
+            return client.get(key)
+        case b"list":
+            return client.lrange(key, 0, -1)
+        case b"hash":
+            return client.hgetall(key)
+        case b"zset":
+            return client.zrange(key, 0, -1)
+        case b"set":
+            return client.smembers(key)
+    return client.dump(key)
 
 
 def provider(url: str, name: str = "sim", kind: str = "openai", **values: Any) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""What people watch: metrics of several processes on one host, Flower, and no secret anywhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+from support.stack import eventually, provider
+from support.valkey import free_port
+
+PLANTED_TEXT = "marmalade-lighthouse-4711"
+PLANTED_KEY = "sk-planted-secret-0123456789"
+
+
+@pytest.fixture
+def stack(make_stack, sim):
+    return make_stack(providers=[provider(sim.openai_url)])
+
+
+def metrics_of(worker) -> dict[str, float]:
+    url = re.search(r"metrics=(\S+)", worker.output()).group(1)
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("llm_"):
+            name, value = line.rsplit(" ", 1)
+            found[name] = float(value)
+    return found
+
+
+def test_metrics_of_several_processes_add_up(stack, sim):
+    stack.configure(metrics={"port": free_port()})  # the second takes the next free one
+    workers = [stack.worker(concurrency=4) for _ in range(2)]
+    stack.documents(20)
+    stack.finished(stack.submit("summarize", "--all"))
+    stack.finished(stack.submit("summarize", "--all"))
+
+    scraped = [metrics_of(worker) for worker in workers]
+
+    def total(name: str) -> float:
+        return sum(one.get(name, 0.0) for one in scraped)
+
+    stats = sim.stats()
+    assert total('llm_request_duration_seconds_count{model="model-sim",provider="sim"}') == 20
+    assert total('llm_cache_hits_total{result="miss"}') == 20
+    assert total('llm_cache_hits_total{result="hit"}') == 20
+    assert total('llm_active_requests{model="model-sim"}') == 0
+    status = sum(line["input_tokens"] for line in sim.log())
+    assert total('llm_tokens_total{model="model-sim",type="prompt"}') == status
+    assert total('llm_tokens_total{model="model-sim",type="completion"}') > 0
+    assert stats["answered"] == 20
+    for bound in ("0.1", "0.5", "1.0", "2.0", "5.0", "10.0", "30.0"):
+        assert any(f'le="{bound}"' in name for name in scraped[0])
+
+
+def test_flower_asks_for_the_password_and_shows_a_retry_with_its_reason(stack, sim):
+    port = free_port()
+    stack.configure(flower={"user": "ops", "password": "open-sesame", "port": port})
+    flower = stack.start([sys.executable, "-m", "celery", "-A", "workers.app", "flower"], "flower")
+
+    def get(path: str, password: str | None = "open-sesame"):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
+        if password:
+            token = base64.b64encode(f"ops:{password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {token}")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read().decode()
+
+    def answers() -> bool:
+        try:
+            get("/tasks")
+        except OSError:
+            return False
+        return True
+
+    eventually(answers, f"Flower answers: {flower.output()}")
+    for wrong in (None, "wrong"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get("/tasks", wrong)
+
+    stack.worker(concurrency=2)
+    stack.script(f"from llmtasks import add_document; add_document({PLANTED_TEXT!r}, 'd')")
+    sim.faults(kind="429", next=1, retry_after=8)
+    stack.script(
+        """
+        from llmtasks import process_document
+        process_document.apply_async(("d", "summarize"), task_id="seen")
+        """
+    )
+
+    def state() -> tuple[str, str]:
+        task = json.loads(get("/api/tasks")).get("seen", {})
+        return task.get("state", ""), str(task.get("exception"))
+
+    state_and_reason = eventually(lambda: state() if state()[0] == "RETRY" else None, "a retry")
+    assert "RateLimitError" in state_and_reason[1]
+    eventually(lambda: state()[0] == "SUCCESS", "the job is done")
+    assert PLANTED_TEXT not in get("/api/tasks")
+    assert "open-sesame" not in flower.output()
+
+
+def test_no_secret_and_no_document_text_leaves_its_place(make_stack, sim, own_valkey):
+    stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
+    stack.env["SIMULATOR_KEY"] = PLANTED_KEY
+    stack.configure(log={"level": "debug"})
+    for number in range(6):
+        (stack.home / f"doc-{number}.txt").write_text(f"{PLANTED_TEXT} number {number}.")
+        stack.json("documents", "add", f"doc-{number}.txt")
+    sim.faults(
+        {"kind": "400", "match": "number 1"},
+        {"kind": "bad_json", "match": "number 2"},
+        {"kind": "content_filter", "match": "number 3"},
+        {"kind": "401", "match": "number 4", "next": 1},
+        {"kind": "429", "match": "number 5", "next": 1, "retry_after": 1},
+    )
+    stack.configure(retry={"max_attempts": 2, "base_s": 0.1})
+    worker = stack.worker(concurrency=1)
+    batch = stack.submit(
+        "summarize", "doc-1.txt", "doc-2.txt", "doc-3.txt", "doc-5.txt", "doc-0.txt"
+    )
+    status = stack.finished(batch)
+    assert status["failed"] >= 3
+    stack.submit("summarize", "doc-4.txt")
+    eventually(lambda: "provider-out" in worker.output(), "the wrong key was noticed")
+    places = {
+        "log": worker.output(),
+        "metrics": str(metrics_of(worker)),
+        "errors": json.dumps([row["error"] for row in stack.results(batch)]),
+        "reasons": json.dumps(stack.status(batch)["reasons"]),
+        "messages": stack.messages(),
+    }
+    for place, text in places.items():
+        assert PLANTED_KEY not in text, place
+        assert PLANTED_TEXT not in text, place
