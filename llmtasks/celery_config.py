@@ -21,9 +21,10 @@ result_expires = 86_400
 # No key prefix: ids are unique, and a program with a Celery app of its own shall find its results.
 # A result read or written must not hang on a dead connection.
 redis_socket_timeout = 10.0
-redis_socket_connect_timeout = 2.0
-redis_socket_keepalive = True
 redis_backend_health_check_interval = 10
+if not result_backend.startswith("redis+socket"):  # what a socket file does not have
+    redis_socket_connect_timeout = 2.0
+    redis_socket_keepalive = True
 
 # --- what travels ------------------------------------------------------------------------------------
 # JSON only: a pickle in a queue is code of whoever can write to the queue.

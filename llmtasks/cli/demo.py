@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtasks import local
-from llmtasks.errors import ConfigurationError, LLMTasksError
+from llmtasks.errors import ConfigurationError, JobError, LLMTasksError
+from llmtasks.jobs import ENDED, JobState
 from llmtasks.settings import load
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _run(stack: contextlib.ExitStack) -> int:
     stack.callback(shutil.rmtree, home, ignore_errors=True)
     _configure(stack, home)
     print("starting a worker, with its embedded Valkey and SQLite ...", flush=True)
-    stack.enter_context(_child([sys.executable, "-m", "llmtasks", "worker"]))
+    log = home / "worker.log"
+    worker = stack.enter_context(_child([sys.executable, "-m", "llmtasks", "worker"], log=log))
 
     from llmtasks import client
 
@@ -96,11 +98,11 @@ def _run(stack: contextlib.ExitStack) -> int:
     ids = [document_id for document_id, _ in samples]
     print(f"{len(ids)} sample texts, {len(TASKS)} task types\n", flush=True)
     batches = [client.submit_batch(ids, name, **options) for name, options in TASKS]
-    failed = sum(_show(batch.batch_id) for batch in batches)
+    failed = sum(_show(batch.batch_id, worker, log) for batch in batches)
 
     print("The same question again is answered from the store, and paid once:\n")
     again = client.submit_batch(ids, TASKS[0][0], **TASKS[0][1])
-    failed += _show(again.batch_id, outputs=False)
+    failed += _show(again.batch_id, worker, log, outputs=False)
     total = sum(batch.jobs for batch in [*batches, again])
     print(f"{total - failed} of {total} jobs completed.")
     print("Next: your own documents and your own keys, see README.md.")
@@ -140,16 +142,21 @@ def _local_model(stack: contextlib.ExitStack) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _child(argv: list[str], *, pipe: bool = False) -> Iterator[subprocess.Popen[str]]:
+def _child(
+    argv: list[str], *, pipe: bool = False, log: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A process that ends with this one, however this one ends."""
-    child = subprocess.Popen(  # noqa: S603  # our own modules
-        argv,
-        stdin=subprocess.PIPE if pipe else subprocess.DEVNULL,
-        stdout=subprocess.PIPE if pipe else None,
-        text=True,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which stops the others in order
-        preexec_fn=local.die_with_parent(),  # noqa: PLW1509  # sets one flag, takes no lock
-    )
+    with log.open("w") if log else contextlib.nullcontext() as file:
+        child = subprocess.Popen(  # noqa: S603  # our own modules
+            argv,
+            stdin=subprocess.PIPE if pipe else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipe else file,
+            stderr=file,
+            text=True,
+            # Ctrl-C reaches this process alone, which stops the others in order.
+            start_new_session=True,
+            preexec_fn=local.die_with_parent(),  # noqa: PLW1509  # sets one flag, takes no lock
+        )
     try:
         yield child
     finally:
@@ -169,26 +176,27 @@ def _samples() -> Iterator[tuple[str, str]]:
             yield file.name, file.read_text(encoding="utf-8")
 
 
-def _show(batch_id: str, *, outputs: bool = True) -> int:
+def _show(batch_id: str, worker: subprocess.Popen[str], log: Path, *, outputs: bool = True) -> int:
     """Print each result of a batch when it is there; how many of its jobs failed."""
     from llmtasks import client
 
     deadline = time.monotonic() + PATIENCE_S
     shown: set[str] = set()
     failed = 0
-    while True:
-        status = client.status(batch_id)
+    while len(shown) < client.status(batch_id).total:
         for row in client.results(batch_id=batch_id):
-            if row.state in ("completed", "failed", "cancelled") and row.job_id not in shown:
+            if row.state in ENDED and row.job_id not in shown:
                 shown.add(row.job_id)
-                failed += row.state != "completed"
+                failed += row.state != JobState.COMPLETED
                 _print(row, outputs=outputs)
-        if len(shown) == status.total:
-            return failed
-        if time.monotonic() > deadline:
-            print(f"gave up waiting for batch {batch_id}")
-            return status.total - len(shown) + failed
-        time.sleep(0.2)
+        if worker.poll() is not None or time.monotonic() > deadline:
+            raise JobError(f"the worker did not finish; its last lines:\n{_tail(log)}")
+        time.sleep(0.1)
+    return failed
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
 def _print(row: JobResult, *, outputs: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import click
 
@@ -29,8 +30,11 @@ def worker(concurrency: int | None, queues: str | None, name: str | None) -> Non
     from workers.app import app
 
     lifecycle.check(current())
+    # Celery warns root of pickles in messages; here messages are JSON and nothing else is accepted.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser")
     app.worker_main(
         [
+            "--quiet",  # no banner: our own lines say what runs
             "worker",
             "--pool=threads",
             f"--concurrency={concurrency or current().worker.concurrency}",
