@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -42,7 +43,7 @@ class Publisher:
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Any]]] = (
             queue.SimpleQueue()
         )
-        self._busy = threading.Event()
+        self._late: queue.SimpleQueue[Any] | None = None
         self._thread = threading.Thread(target=self._run, name="llmtasks-publish", daemon=True)
         self._thread.start()
 
@@ -53,14 +54,14 @@ class Publisher:
             BrokerAway: It did not end in time, or the broker refused. It may still arrive, which is
                 harmless: a message is only a doorbell.
         """
-        if self._busy.is_set():
+        if self._late is not None and self._late.empty():
             raise BrokerAway("the broker has not answered an earlier message yet")
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._work.put((publish, answer))
         try:
             ok, value = answer.get(timeout=self._timeout_s)
         except queue.Empty:
-            self._busy.set()
+            self._late = answer
             raise BrokerAway(f"the broker did not answer within {self._timeout_s} s") from None
         if ok:
             return value
@@ -75,8 +76,6 @@ class Publisher:
                 answer.put((True, publish()))
             except BaseException as error:  # noqa: BLE001  # handed to the caller as it is
                 answer.put((False, error))
-            finally:
-                self._busy.clear()
 
 
 def _is_redis(error: BaseException) -> bool:
@@ -88,11 +87,20 @@ _publisher: Publisher | None = None
 _publisher_lock = threading.Lock()
 
 
+def _forget_publisher() -> None:
+    """A child has neither its parent's thread nor the right to its parent's lock."""
+    global _publisher, _publisher_lock  # per process
+    _publisher, _publisher_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_publisher)
+
+
 def bounded(publish: Callable[[], Any], timeout_s: float) -> Any:
     """Publish through this process' publisher thread; see `Publisher`."""
     global _publisher  # noqa: PLW0603  # one thread per process; it does not survive a fork
     with _publisher_lock:
-        if _publisher is None or not _publisher._thread.is_alive():  # noqa: SLF001
+        if _publisher is None:
             _publisher = Publisher(timeout_s)
         publisher = _publisher
     return publisher(publish)

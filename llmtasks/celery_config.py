@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kombu.entity import Queue as _Queue
+
 from llmtasks import settings as _settings
+from llmtasks.task_types import names as _names
 from llmtasks.task_types import queue as _queue
 
 _current = _settings.current()
@@ -19,6 +22,8 @@ result_backend = _current.result_url
 # Results of `delay` and `group` for a day; the truth about them stays in SQL.
 result_expires = 86_400
 # No key prefix: ids are unique, and a program with a Celery app of its own shall find its results.
+# A finished job's result waits for a Redis that is away: its caller would never hear of it otherwise.
+result_backend_always_retry = True
 # A result read or written must not hang on a dead connection.
 redis_socket_timeout = 10.0
 redis_backend_health_check_interval = 10
@@ -34,6 +39,8 @@ accept_content = ["json"]
 result_accept_content = ["json"]
 
 # --- where to ----------------------------------------------------------------------------------------
+# A worker serves every task type unless its `--queues` say otherwise.
+task_queues = [_Queue(_queue(name)) for name in _names()]  # type: ignore[no-untyped-call]
 task_default_queue = "llm.default"
 
 

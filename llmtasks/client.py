@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llmtasks import task_types
-from llmtasks.celery_app import BrokerAway, app, bounded, send
 from llmtasks.errors import (
     InvalidDocument,
     JobError,
@@ -27,7 +25,7 @@ from llmtasks.store import batches, documents, jobs
 from llmtasks.store import results as stored_results
 from llmtasks.store.batches import BatchStatus
 from llmtasks.store.documents import NewDocument
-from llmtasks.tasks import COMMON_OPTIONS, check_common, database, message_options
+from llmtasks.tasks import COMMON_OPTIONS, check_common, database
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,20 +202,24 @@ def results(
     """The jobs of a batch (or a single job's id), or of a document, with what became of them.
 
     In the order of submission, streamed: a million rows need no memory.
+
+    Raises:
+        UnknownJob: Nothing has this batch id.
     """
     if (batch_id is None) == (document_id is None):
         raise UsageError("results needs a batch_id or a document_id, and not both")
     if batch_id is not None:
         status(batch_id)
-    found = stored_results.rows(
-        database(), batch_id=batch_id, document_id=document_id, tenant=tenant
-    )
-    empty = True
-    for row in found:
+    return _results(batch_id, document_id, tenant)
+
+
+def _results(batch_id: str | None, document_id: str | None, tenant: str) -> Iterator[JobResult]:
+    db, empty = database(), True
+    for row in stored_results.rows(db, batch_id=batch_id, document_id=document_id, tenant=tenant):
         empty = False
         yield _job_result(row)
     if empty and batch_id is not None:  # a single job's id
-        yield from map(_job_result, stored_results.rows(database(), job_id=batch_id))
+        yield from map(_job_result, stored_results.rows(db, job_id=batch_id))
 
 
 def get_result(job_id: str) -> JobResult:
@@ -248,33 +250,9 @@ def retry(target: str) -> int:
 def cancel(target: str) -> int:
     """Cancel what has not ended of a batch, or one job; returns how many jobs that were.
 
-    Queued jobs stop at once, running ones at their next step. Callers in `.get()` are told.
+    Queued jobs stop at once, running ones at their next step. Callers in `.get()` are told by a worker.
     """
-    cancelled = jobs.cancel(database(), target)
-    _ring(cancelled.direct)
-    return cancelled.count
-
-
-def _ring(rows: Iterable[Any]) -> None:
-    """Send the messages that let `.get()` end; without a broker its own message does so later."""
-
-    def publish(row: Any) -> None:
-        with app.producer_or_acquire() as producer:
-            send(
-                producer,
-                job_id=row.job_id,
-                args=(row.document_id, row.task_type),
-                kwargs=message_options(row),
-                keep_result=True,
-                group_id=row.batch_id,
-                canvas=row.canvas,
-            )
-
-    for row in rows:
-        try:
-            bounded(functools.partial(publish, row), current().delivery.publish_timeout_s)
-        except BrokerAway:
-            return
+    return jobs.cancel(database(), target)
 
 
 def _job_result(row: Any) -> JobResult:

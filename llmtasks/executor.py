@@ -21,7 +21,6 @@ import msgspec
 from llmtasks import logs, metrics, task_types
 from llmtasks.errors import (
     ConfigurationError,
-    JobCancelled,
     JobError,
     LLMTasksError,
     NotNow,
@@ -29,11 +28,11 @@ from llmtasks.errors import (
     by_name,
 )
 from llmtasks.gateway import Answer, Call, Gateway, Journal, Question
-from llmtasks.jobs import JobState, NewJob
-from llmtasks.loop import LoopThread
+from llmtasks.jobs import Completed, Elsewhere, Job, JobState, NewJob, Outcome, Parked
+from llmtasks.loop import LoopThread, Running
 from llmtasks.messages import Completion, FinishReason, Request, Usage
 from llmtasks.providers.prices import cost_usd
-from llmtasks.settings import Provider, Settings
+from llmtasks.settings import Provider, Settings, Task
 from llmtasks.store import calls, documents, jobs, results
 from llmtasks.store.calls import NewCall
 from llmtasks.store.engine import Database
@@ -49,26 +48,6 @@ _log = logs.get("executor")
 
 #: Seconds between two tries of a statement that the database did not answer.
 STORE_RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The job is done; `result` is what its caller gets."""
-
-    result: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """The row waits and will be sent again when due; nothing is to be published by the caller."""
-
-    delay: float
-    error: LLMTasksError
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """Another worker runs this row, or it waits: this message was a duplicate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +83,13 @@ class Executor:
         self.loop = loop
         self.settings = settings
         self.worker_id = worker_id
-        self._asking: dict[str, concurrent.futures.Future[Answer]] = {}
+        self._asking: dict[tuple[str, int], Running[Answer]] = {}
         self._given_up: set[str] = set()
         self._active: dict[str, int] = {}
         self._lock = threading.Lock()
         self._aborted = threading.Event()
 
-    def run(self, new: NewJob, watch: Watch) -> Completed | Parked | Elsewhere:
+    def run(self, new: NewJob, watch: Watch) -> Outcome:
         """Run the job that a message announces, if it is still to be run.
 
         Raises:
@@ -125,18 +104,19 @@ class Executor:
     def cancel(self, job_ids: Sequence[str]) -> None:
         """Give up the model calls of jobs that were cancelled while they ran."""
         with self._lock:
-            self._given_up.update(job_ids)
-            asking = [self._asking[job_id] for job_id in job_ids if job_id in self._asking]
-        for future in asking:
-            future.cancel()
+            wanted = self._active.keys() & set(job_ids)
+            self._given_up.update(wanted)
+            asking = [one for (job_id, _), one in self._asking.items() if job_id in wanted]
+        for running in asking:
+            running.cancel()
 
     def abort(self) -> None:
         """Give up everything in flight; the jobs go back to the queue. The end of a drain."""
         self._aborted.set()
         with self._lock:
             asking = list(self._asking.values())
-        for future in asking:
-            future.cancel()
+        for running in asking:
+            running.cancel()
 
     @property
     def asking(self) -> int:
@@ -163,21 +143,19 @@ class Executor:
                     del self._active[job_id]
                     self._given_up.discard(job_id)
 
-    def ask(
-        self, job_id: str, question: Question, journal: Journal
-    ) -> concurrent.futures.Future[Answer]:
-        """Hand a question to the loop, so that it can be given up by job id."""
+    def ask(self, job: ClaimedJob, question: Question, journal: Journal) -> Running[Answer]:
+        """Hand a question to the loop, so that it can be given up by job."""
         with self._lock:
-            if self._aborted.is_set() or job_id in self._given_up:
+            if self._aborted.is_set() or job.job_id in self._given_up:
                 raise concurrent.futures.CancelledError
-            future = self.loop.submit(self.gateway.ask(question, journal))
-            self._asking[job_id] = future
-        return future
+            running = self.loop.start_task(self.gateway.ask(question, journal))
+            self._asking[job.job_id, job.fence] = running
+        return running
 
-    def asked(self, job_id: str) -> None:
+    def asked(self, job: ClaimedJob) -> None:
         """The question of this job has ended."""
         with self._lock:
-            self._asking.pop(job_id, None)
+            self._asking.pop((job.job_id, job.fence), None)
 
     def persist(self, action: Callable[[], T]) -> T:
         """Do it, however long the database is away: what was paid is not thrown away for an outage.
@@ -192,7 +170,7 @@ class Executor:
                 if self._aborted.wait(STORE_RETRY_S):
                     raise
 
-    def _claim(self, new: NewJob) -> ClaimedJob | Completed | Elsewhere:
+    def _claim(self, new: NewJob) -> ClaimedJob | Outcome:
         claimed = jobs.claim(self.db, new.job_id, self.worker_id)
         if claimed is not None:
             return claimed
@@ -200,15 +178,17 @@ class Executor:
         if row is None:  # sent by name from a program that does not record
             jobs.insert(self.db, [new], sent=True)
             return jobs.claim(self.db, new.job_id, self.worker_id) or Elsewhere()
+        return self.told(row)
+
+    def told(self, row: Job) -> Outcome:
+        """What a row that is not ours says: its result, its typed error, or nothing yet."""
         match row.state:
             case JobState.COMPLETED:
                 stored = results.get(self.db, row.job_id)
                 assert stored is not None, "a completed row has its result: same transaction"
                 return Completed(described(row, stored))
-            case JobState.FAILED:
+            case JobState.FAILED | JobState.CANCELLED:
                 raise by_name(row.error_type or "")(row.error_message or "")
-            case JobState.CANCELLED:
-                raise JobCancelled(f"job {row.job_id} was cancelled")
             case _:
                 return Elsewhere()
 
@@ -229,10 +209,11 @@ class _Run:
         self.last: Completion | None = None
         self.paid_before: Mapping[str, calls.PaidAnswer] = {}
 
-    def outcome(self) -> Completed | Parked | Elsewhere:
+    def outcome(self) -> Outcome:
         """Work, then move the row to where it belongs."""
         try:
             result = self._work()
+            held = self.executor.persist(lambda: jobs.complete(self.db, self.job, result))
         except NotNow as wait:
             return self._park(wait)
         except concurrent.futures.CancelledError:
@@ -240,14 +221,11 @@ class _Run:
         except StoreUnavailable:
             raise  # stopping without a database: the lease runs out and another worker takes over
         except LLMTasksError as error:
-            self._fail(error)
-            raise
+            return self._fail(error)
         except Exception as error:  # noqa: BLE001  # a row must not stay running for it
             # A defect, ours or of a user's task type. Its message may quote the document.
-            typed = JobError(f"unexpected {type(error).__name__} at {logs.place(error)}")
-            self._fail(typed)
-            raise typed from None
-        if not self.executor.persist(lambda: jobs.complete(self.db, self.job, result)):
+            return self._fail(JobError(f"unexpected {type(error).__name__} at {logs.place(error)}"))
+        if not held:
             return self._lost()
         self._ended("completed", logging.INFO)
         return Completed(described(self.job, result))
@@ -277,7 +255,7 @@ class _Run:
             max_output_tokens=task.max_output_tokens,
             schema=kind.output_schema(options),
         )
-        shared = task.temperature <= self.settings.cache.max_temperature
+        shared = self.settings.is_shared(task.temperature)
         if shared and not self.job.fresh:
             stored = self.executor.persist(lambda: results.find(self.db, self.job.tenant, key))
             if stored is not None:
@@ -287,8 +265,7 @@ class _Run:
             self.paid_before = self.executor.persist(
                 lambda: calls.answers(self.db, self.job.job_id)
             )
-        context = _Context(self, providers, models, prompt, task.temperature, shared)
-        context.max_output_tokens = task.max_output_tokens
+        context = _Context(self, providers, models, prompt, task)
         output = kind.run(
             task_types.Document(document.document_id, document.text), options, context
         )
@@ -314,12 +291,12 @@ class _Run:
         rows = [_row(call, by_provider[call.provider]) for call in new]
         self.executor.persist(lambda: calls.record(self.db, self.job, rows))
 
-    def wait(self, future: concurrent.futures.Future[Answer]) -> Answer:
+    def wait(self, running: Running[Answer]) -> Answer:
         """Wait for an answer, doing meanwhile what the loop wants done on this thread."""
-        future.add_done_callback(lambda _future: self.errands.put(None))
+        running.future.add_done_callback(lambda _future: self.errands.put(None))
         while (errand := self.errands.get()) is not None:
             errand()
-        return future.result()
+        return running.future.result()
 
     def tell(self, watcher: Callable[..., None], *news: object) -> None:
         """Tell a watcher. Without a broker nobody can be told, and the job goes on."""
@@ -348,7 +325,7 @@ class _Run:
         """Tokens and dollars of this job, over all its claims."""
         return self.executor.persist(lambda: calls.spent(self.db, self.job.job_id))
 
-    def _park(self, wait: NotNow) -> Parked | Elsewhere:
+    def _park(self, wait: NotNow) -> Outcome:
         # The next claim counts this attempt again: a wait spends none.
         attempts = self.journal.attempts - 1
         held = self.executor.persist(
@@ -367,22 +344,29 @@ class _Run:
         cause = wait.__cause__
         return Parked(wait.delay, cause if isinstance(cause, LLMTasksError) else wait)
 
-    def _give_back(self) -> Parked | Elsewhere:
+    def _give_back(self) -> Outcome:
         attempts = self.journal.attempts - 1
         if not self.executor.persist(lambda: jobs.release(self.db, self.job, attempts=attempts)):
             return self._lost()
         self._ended("released", logging.INFO)
         return Parked(0.0, NotNow("the worker is stopping"))
 
-    def _fail(self, error: LLMTasksError) -> None:
+    def _fail(self, error: LLMTasksError) -> Outcome:
+        """End the row with this error and raise it, if the row is still ours to end."""
         name, message = type(error).__name__, str(error)
-        self.executor.persist(lambda: jobs.fail(self.db, self.job, name, message))
+        if not self.executor.persist(lambda: jobs.fail(self.db, self.job, name, message)):
+            return self._lost()
         self._ended("failed", logging.WARNING, error=name, why=message)
+        raise error from None
 
-    def _lost(self) -> Elsewhere:
+    def _lost(self) -> Outcome:
         """The fence moved on: cancelled, or taken over after a stall. Nothing was written."""
-        self._ended("superseded", logging.WARNING)
-        return Elsewhere()
+        row = self.executor.persist(lambda: jobs.get(self.db, self.job.job_id))
+        if row is not None and row.state is JobState.CANCELLED:
+            self._ended("cancelled", logging.INFO)
+        else:
+            self._ended("superseded", logging.WARNING)
+        return Elsewhere() if row is None else self.executor.told(row)
 
     def _ended(self, state: str, level: int, **fields: object) -> None:
         metrics.jobs.labels(self.job.task_type, state).inc()
@@ -402,23 +386,20 @@ class _Run:
 class _Context:
     """What a task type sees of the world."""
 
-    max_output_tokens: int | None = None
-
     def __init__(
         self,
         run: _Run,
         providers: Sequence[Provider],
         models: Sequence[tuple[str, str, str | None]],
         prompt: task_types.Prompt,
-        temperature: float,
-        shared: bool,  # noqa: FBT001
+        task: Task,
     ) -> None:
         self.prompt = prompt
-        self.temperature = temperature
+        self.temperature = task.temperature
+        self.max_output_tokens = task.max_output_tokens
         self._run = run
         self._providers = providers
         self._models = models
-        self._shared = shared
 
     def ask(self, request: Request, accept: Callable[[str], T]) -> T:
         """Ask a model, wait, and accept its answer; see `task_types.TaskContext`."""
@@ -430,7 +411,7 @@ class _Context:
         question = Question(
             request=request,
             key=key,
-            shared=self._shared,
+            shared=run.settings.is_shared(self.temperature),
             fresh=run.job.fresh,
             providers=tuple(provider.name for provider in self._providers),
             input_tokens=max(request_tokens(request, p.model) for p in self._providers),
@@ -438,9 +419,9 @@ class _Context:
         )
         recorded = len(run.journal.calls)
         try:
-            answer = run.wait(run.executor.ask(run.job.job_id, question, run.journal))
+            answer = run.wait(run.executor.ask(run.job, question, run.journal))
         finally:
-            run.executor.asked(run.job.job_id)
+            run.executor.asked(run.job)
             run.record(run.journal.calls[recorded:], self._providers)
         run.last = answer.completion
         output: T = answer.output

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import random
 import time
@@ -23,6 +24,7 @@ from llmtasks.admission import (
     Abandoned,
     Admission,
     Claim,
+    Decision,
     Disabled,
     Failed,
     GivenUp,
@@ -174,9 +176,12 @@ class Gateway:
                 outcome = await self._once(question, journal, tried)
             match outcome:
                 case Answer():
+                    if question.shared and not question.fresh:
+                        metrics.cache_hits.labels("hit" if outcome.cached else "miss").inc()
                     return outcome
                 case Wait():
                     await self._hold(outcome, journal, last)
+                    last = None  # a later wait has another reason
                 case _Failure(provider, failure):
                     tried, last = (*tried, provider), failure
                     await self._after(failure, journal)
@@ -186,12 +191,11 @@ class Gateway:
     ) -> Answer | Wait | _Failure:
         """Admit, and call when granted. One turn of the loop, never more than one call."""
         try:
-            decision = await self._admission.admit(_claim(question, tried))
+            decision = await self._admit(_claim(question, tried))
         except AdmissionUnavailable as error:
             return _Failure("", error)
         match decision:
             case Hit(completion):
-                metrics.cache_hits.labels("hit").inc()
                 return Answer(
                     completion, await _accepted(completion, question, journal), cached=True
                 )
@@ -199,6 +203,18 @@ class Gateway:
                 return decision
             case Go():
                 return await self._granted(decision, question, journal)
+
+    async def _admit(self, claim: Claim) -> Decision:
+        """Admit; a grant that arrives while the question is being given up is given back."""
+        admitting = asyncio.ensure_future(self._admission.admit(claim))
+        try:
+            return await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(LLMTasksError):
+                decision = await admitting
+                if isinstance(decision, Go):
+                    await self._give_back(decision)
+            raise
 
     async def _granted(
         self, go: Go, question: Question, journal: Journal
@@ -233,7 +249,6 @@ class Gateway:
     async def _call(self, go: Go, question: Question, journal: Journal) -> Answer | _Failure:
         """The call itself, its bookkeeping, and its settlement, whatever happens."""
         provider = self._providers[go.provider]
-        metrics.cache_hits.labels("miss").inc()
         call = Call(
             call_id=go.attempt_id,
             key=question.key,
@@ -376,7 +391,12 @@ async def _accepted(completion: Completion, question: Question, journal: Journal
             raise OutputRefused(f"{completion.provider} declined to answer")
         case FinishReason.STOP:
             accept = functools.partial(question.accept, completion.text)
-            return await asyncio.wrap_future(journal.on_thread(accept))
+            accepting = asyncio.wrap_future(journal.on_thread(accept))
+            try:
+                return await asyncio.shield(accepting)
+            except asyncio.CancelledError:
+                # It is paid and here: a job that is given up now still ends with it.
+                return await accepting
 
 
 def _why(error: ProviderError) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from llmtasks.errors import LLMTasksError
+
 #: Highest job priority; 0 is the normal one. Ours, not the broker's.
 MAX_PRIORITY = 9
 
@@ -42,6 +44,29 @@ MOVES: Mapping[JobState, frozenset[JobState]] = {
 
 #: States a job does not leave by itself.
 ENDED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What became of a message: the job is done; `result` is what its caller gets."""
+
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """What became of a message: the row waits `delay` seconds because of `error`, and is sent again."""
+
+    delay: float
+    error: LLMTasksError
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What became of a message: nothing. Its row waits, or somebody else runs it."""
+
+
+Outcome = Completed | Parked | Elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

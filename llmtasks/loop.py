@@ -10,9 +10,43 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class Running(Generic[T]):
+    """A coroutine at work on the loop. Its future resolves when it has ended, also after `cancel`.
+
+    (`asyncio.run_coroutine_threadsafe` resolves a cancelled future at once, while the coroutine is still
+    booking what it did.)
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._loop = loop
+        self._task: asyncio.Task[T] | None = None
+        loop.call_soon_threadsafe(self._start, coroutine)
+
+    def cancel(self) -> None:
+        """Ask it to end."""
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _start(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._task = self._loop.create_task(coroutine)
+        self._task.add_done_callback(self._ended)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.future.set_exception(concurrent.futures.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(task.result())
 
 
 class LoopThread:
@@ -34,6 +68,10 @@ class LoopThread:
         """Schedule a coroutine; cancelling the future cancels the coroutine."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def start_task(self, coroutine: Coroutine[Any, Any, T]) -> Running[T]:
+        """Start a coroutine that may be cancelled and whose end matters."""
+        return Running(self._loop, coroutine)
+
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Schedule a coroutine and wait for its result, `timeout` seconds at the most."""
         future = self.submit(coroutine)
@@ -42,6 +80,14 @@ class LoopThread:
         except TimeoutError:
             future.cancel()
             raise
+
+    def answers(self, timeout: float) -> bool:
+        """Whether the loop still turns."""
+        try:
+            self.run(_nothing(), timeout)
+        except TimeoutError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Cancel what still runs, let it clean up, and end the thread."""

@@ -12,11 +12,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -203,6 +204,10 @@ class Settings(_Section, frozen=True):
         names = self.task(task_type).providers
         return tuple(p for p in self.providers if names is None or p.name in names)
 
+    def is_shared(self, temperature: float) -> bool:
+        """Whether answers at this temperature may be kept and given to others who ask the same."""
+        return temperature <= self.cache.max_temperature
+
     @property
     def data_dir(self) -> Path:
         """The directory of the embedded server and of SQLite. Not created here."""
@@ -342,7 +347,7 @@ def _apply_environment(data: dict[str, Any], environ: Mapping[str, str]) -> dict
                 if not isinstance(target, dict):
                     raise ConfigurationError(f"{variable}: {part} is not a section")
             overridden[".".join(path)] = variable
-        target[key] = _list_or_text(key, value)
+        target[key] = _list_or_text(key, value, variable)
     return overridden
 
 
@@ -364,12 +369,15 @@ def _table(value: Any) -> dict[str, Any]:
     return value
 
 
-def _list_or_text(key: str, value: str) -> Any:
+def _list_or_text(key: str, value: str, variable: str) -> Any:
     """Only `providers` of a task is a list: `a,b` or a JSON array."""
     if key != "providers":
         return value
     if value.lstrip().startswith("["):
-        return json.loads(value)
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ConfigurationError(f"{variable}: is no JSON list: {value!r}") from None
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
@@ -410,6 +418,9 @@ def _neighbours(key: str) -> str:
 
 def _check(settings: Settings, where: str) -> None:
     """Contradictions that no single value shows."""
+    for key, value in _numbers(msgspec.to_builtins(settings)):
+        if not math.isfinite(value):
+            raise ConfigurationError(f"{where}: {key}: must be a finite number")
     names = [provider.name for provider in settings.providers]
     for name in names:
         if names.count(name) > 1:
@@ -419,15 +430,7 @@ def _check(settings: Settings, where: str) -> None:
     for provider in settings.providers:
         _check_provider(provider, where)
     for task_type, task in settings.tasks.items():
-        key = f"tasks.{task_type}.providers"
-        for name in task.providers or ():
-            if name not in names:
-                raise ConfigurationError(
-                    f"{where}: {key}: no provider is named {name!r}; there are: "
-                    + (", ".join(names) or "none")
-                )
-        if task.providers is not None and not task.providers:
-            raise ConfigurationError(f"{where}: {key}: is empty; name one, or remove the key")
+        _check_task(task, f"{where}: tasks.{task_type}.providers", names)
     _check_url(settings.broker.url, "broker.url", ("redis", "rediss", "redis+socket"), where)
     _check_url(settings.redis.url, "redis.url", ("redis", "rediss", "unix"), where)
     _check_url(settings.database.url, "database.url", ("sqlite", "postgresql"), where)
@@ -437,6 +440,19 @@ def _check(settings: Settings, where: str) -> None:
         raise ConfigurationError(
             f"{where}: flower.password: is required when flower.host is not loopback"
         )
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of the settings with its dotted key."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from _numbers(one, f"{key}.{name}" if key else name)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            name = one.get("name", "?") if isinstance(one, dict) else "?"
+            yield from _numbers(one, f"{key}.{name}")
+    elif isinstance(value, float):
+        yield key, value
 
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -461,10 +477,22 @@ def _check_provider(provider: Provider, where: str) -> None:
         )
 
 
+def _check_task(task: Task, key: str, names: list[str]) -> None:
+    for name in task.providers or ():
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise ConfigurationError(f"{key}: no provider is named {name!r}; there are: {known}")
+    if task.providers is not None and not task.providers:
+        raise ConfigurationError(f"{key}: is empty; name one, or remove the key")
+
+
 def _check_url(url: str | None, key: str, schemes: tuple[str, ...], where: str) -> None:
     if url is None:
         return
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(f"{where}: {key}: is no URL") from None
     scheme = parts.scheme.split("+")[0] if key == "database.url" else parts.scheme
     if scheme not in schemes:
         raise ConfigurationError(

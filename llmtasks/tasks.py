@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +27,7 @@ from llmtasks.celery_app import (
     bounded,
 )
 from llmtasks.errors import ConfigurationError, InvalidOption, LLMTasksError, StoreUnavailable
-from llmtasks.jobs import MAX_PRIORITY, NewJob
+from llmtasks.jobs import MAX_PRIORITY, Completed, Elsewhere, NewJob, Outcome, Parked
 from llmtasks.settings import current
 from llmtasks.store import jobs
 from llmtasks.store.engine import Database, open_database
@@ -37,14 +38,11 @@ if TYPE_CHECKING:
 #: What every task takes besides its type's own options, with the default.
 COMMON_OPTIONS: Mapping[str, Any] = {"tenant": "default", "priority": 0, "fresh": False}
 
-_CANVAS = ("group_index", "chord", "link", "link_error", "root_id", "parent_id")
+_CANVAS = ("group_index", "chord", "chain", "link", "link_error", "root_id", "parent_id")
 
 
 class Handler(Protocol):
-    """What a worker process binds: runs one message.
-
-    Returns the result of a completed job; raises `Parked`, `Duplicate`, or the job's typed error.
-    """
+    """What a worker process binds: runs one message; raises the typed error of a failed job."""
 
     def __call__(
         self,
@@ -52,21 +50,8 @@ class Handler(Protocol):
         *,
         waiting: Callable[[str, float], None],
         progress: Callable[[str], None],
-    ) -> dict[str, Any]:
+    ) -> Outcome:
         """Run it; `waiting` and `progress` tell whoever watches the task."""
-
-
-class Parked(Exception):  # not a failure
-    """The row waits `delay` seconds because of `error`; maintenance sends it again."""
-
-    def __init__(self, delay: float, error: LLMTasksError) -> None:
-        super().__init__(str(error))
-        self.delay = delay
-        self.error = error
-
-
-class Duplicate(Exception):  # not a failure
-    """The row is somebody else's at the moment, or waits: nothing is to be done or reported."""
 
 
 _handler: Handler | None = None
@@ -84,8 +69,14 @@ def database() -> Database:
     return open_database(current())
 
 
-# A connection of the parent must not be used by its child.
-os.register_at_fork(after_in_child=database.cache_clear)
+def _close_database() -> None:
+    if database.cache_info().currsize:
+        database().close()
+
+
+# A child must not inherit connections: it would share the parent's sockets, and hold SQLite's files
+# open without their locks. Closed before the fork, they are opened anew on either side.
+os.register_at_fork(before=_close_database, after_in_child=database.cache_clear)
 
 
 class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
@@ -146,6 +137,7 @@ def process_document(
         "cost_usd"}`; the output itself is in SQL: `get_result(job_id)`.
     """
     if _handler is None:
+        time.sleep(1.0)  # it comes right back, to a worker that can, let us hope
         raise Reject("no executor is bound: run workers with `llmtasks worker`", requeue=True)
     request = self.request
     job = received(request, document_id, task_type, options)
@@ -158,14 +150,17 @@ def process_document(
         self.send_event("task-progress", result=text)
 
     try:
-        return _handler(job, waiting=waiting, progress=progress)
-    except Parked as parked:
-        # Raised, not `self.retry`: that would publish a countdown message beside the row.
-        raise Retry(exc=parked.error, when=parked.delay, message=str(parked.error)) from None
-    except Duplicate:
-        raise Ignore from None
-    except StoreUnavailable as error:
-        raise Reject(str(error), requeue=True) from None
+        outcome = _handler(job, waiting=waiting, progress=progress)
+    except StoreUnavailable as away:
+        raise Reject(str(away), requeue=True) from None
+    match outcome:
+        case Completed(result):
+            return dict(result)
+        case Parked(delay, error):
+            # Raised, not `self.retry`: that would publish a countdown message beside the row.
+            raise Retry(exc=error, when=delay, message=str(error))
+        case Elsewhere():
+            raise Ignore
 
 
 def described(
@@ -294,6 +289,7 @@ def received(request: Any, document_id: str, task_type: str, options: Mapping[st
             {
                 "group_index": request.group_index,
                 "chord": request.chord,
+                "chain": request.chain,
                 "link": request.callbacks,
                 "link_error": request.errbacks,
                 "root_id": request.root_id,

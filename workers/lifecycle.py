@@ -11,22 +11,28 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from celery import signals
+from celery import bootsteps, signals
 
 from llmtasks import admission, logs, metrics, providers, task_types, tasks
 from llmtasks.celery_app import app
 from llmtasks.errors import ConfigurationError, LLMTasksError
-from llmtasks.executor import Completed, Elsewhere, Executor, Parked, Watch
+from llmtasks.executor import Executor, Watch
 from llmtasks.gateway import Gateway
-from llmtasks.jobs import NewJob
+from llmtasks.jobs import NewJob, Outcome
 from llmtasks.local import EmbeddedServer
 from llmtasks.loop import LoopThread
+from llmtasks.retry import describe
 from llmtasks.settings import Settings, api_key, current
+from llmtasks.store import jobs
 from llmtasks.store import workers as leases
 from llmtasks.task_types.base import load_prompt
 from workers.maintenance import Maintenance
 
 _log = logs.get("worker")
+
+
+#: Seconds after the drain in which slots have to hand back their jobs.
+GIVE_UP_S = 15.0
 
 
 class Runtime:
@@ -38,7 +44,6 @@ class Runtime:
         self._concurrency = concurrency
         self._queues = queues
         self._closing = contextlib.ExitStack()
-        self._abort: threading.Timer | None = None
 
     def start(self) -> None:
         """Start everything, in the order it needs; on failure what has started is stopped.
@@ -72,16 +77,7 @@ class Runtime:
             worker_id=self.worker_id,
         )
         url = self._serve_metrics(closing)
-        leases.register(
-            db,
-            self.worker_id,
-            hostname=socket.gethostname(),
-            pid=os.getpid(),
-            queues=self._queues,
-            concurrency=self._concurrency,
-            metrics_url=url,
-            lease_s=settings.delivery.lease_s,
-        )
+        self._register(url)
         closing.callback(self._sign_off)
         self.maintenance = Maintenance(
             db=db,
@@ -129,14 +125,19 @@ class Runtime:
         logs.info(_log, "worker-draining", worker=self.worker_id, calls=self.executor.asking)
         self.maintenance.stop_feeding()
         self._loop.submit(_call(self._gateway.stop))
-        self._abort = threading.Timer(self.settings.worker.drain_s, self.executor.abort)
-        self._abort.daemon = True
-        self._abort.start()
+        drain_s = self.settings.worker.drain_s
+        self._later(drain_s, self.executor.abort)
+        # Without Redis or SQL a slot cannot end: then the lease runs out, and others take over.
+        self._later(drain_s + GIVE_UP_S, _exit)
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        timer = threading.Timer(seconds, action)
+        timer.daemon = True
+        timer.start()
+        self._closing.callback(timer.cancel)
 
     def close(self) -> None:
         """Stop everything, in the reverse order. The slots have ended before."""
-        if self._abort is not None:
-            self._abort.cancel()
         self._closing.close()
         logs.info(_log, "worker-stopped", worker=self.worker_id)
 
@@ -203,35 +204,56 @@ def connect() -> None:
         if "runtime" in holder:
             logs.info(_log, "worker-ready", worker=holder["runtime"].worker_id)
 
-    def shutting_down(**_: Any) -> None:
-        if "runtime" in holder:
-            holder["runtime"].drain()
-
     def stopped(**_: Any) -> None:
         runtime = holder.pop("runtime", None)
         if runtime is not None:
             runtime.close()
 
+    class Drain(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+        """Drains before the pool waits for its slots, whoever asked the worker to stop: a signal, or
+        Flower.
+        """
+
+        requires = ("celery.worker.components:Pool",)
+
+        def stop(self, _worker: Any) -> None:
+            if "runtime" in holder:
+                holder["runtime"].drain()
+
+    app.steps["worker"].add(Drain)
     signals.celeryd_after_setup.connect(_or_exit(_validate), weak=False)
     signals.worker_init.connect(_or_exit(starting), weak=False)
     signals.worker_ready.connect(ready, weak=False)
-    signals.worker_shutting_down.connect(shutting_down, weak=False)
     signals.worker_shutdown.connect(stopped, weak=False)
+    signals.task_revoked.connect(_revoked, weak=False)
 
 
 def _validate(**_: Any) -> None:
     check(current())
 
 
+def _revoked(request: Any = None, **_: Any) -> None:
+    """A job revoked through Celery (Flower's button, `AsyncResult.revoke`) is a cancelled job."""
+    try:
+        jobs.cancel(tasks.database(), request.id)
+    except LLMTasksError as error:
+        logs.warning(_log, "revoke-failed", job=request.id, why=describe(error))
+
+
 def _or_exit(handler: Callable[..., None]) -> Callable[..., None]:
-    """A wrong setting ends the process with one line and exit code 2, before it takes any job."""
+    """What keeps a worker from working ends it with one line before it takes any job.
+
+    Exit code 2 for a wrong setting, 1 for a part that does not answer.
+    """
 
     def checked(*args: Any, **kwargs: Any) -> None:
         try:
             handler(*args, **kwargs)
         except LLMTasksError as error:
-            print(f"llmtasks: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            raise SystemExit(2) from None
+            wrong = isinstance(error, ConfigurationError)
+            line = str(error) if wrong else describe(error)
+            print(f"llmtasks: {line}", file=sys.stderr, flush=True)  # noqa: T201
+            raise SystemExit(2 if wrong else 1) from None
 
     return checked
 
@@ -246,24 +268,22 @@ def _require_threads(worker: Any) -> None:
 
 
 def _handler(executor: Executor) -> tasks.Handler:
-    """The executor's outcomes in the words of the Celery task."""
+    """The executor in the form of the Celery task's seam."""
 
     def handle(
         job: NewJob,
         *,
         waiting: Callable[[str, float], None],
         progress: Callable[[str], None],
-    ) -> dict[str, Any]:
-        outcome = executor.run(job, Watch(waiting=waiting, progress=progress))
-        match outcome:
-            case Completed(result):
-                return result
-            case Parked(delay, error):
-                raise tasks.Parked(delay, error)
-            case Elsewhere():
-                raise tasks.Duplicate
+    ) -> Outcome:
+        return executor.run(job, Watch(waiting=waiting, progress=progress))
 
     return handle
+
+
+def _exit() -> None:
+    logs.error(_log, "drain-gave-up")
+    os._exit(1)
 
 
 async def _call(function: Callable[[], None]) -> None:

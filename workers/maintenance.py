@@ -6,6 +6,7 @@ and takes over from the dead; `feed` hands rows to the broker and sends again wh
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from llmtasks.store import feed, jobs
 from llmtasks.store import workers as leases
 from llmtasks.store.engine import Database
 from llmtasks.store.feed import Sendable
+from llmtasks.task_types import queue as queue_of
 from llmtasks.tasks import message_options
 
 _log = logs.get("maintenance")
@@ -67,6 +69,7 @@ class Maintenance:
         self._not_feeding = threading.Event()
         self._steady_since = time.monotonic()
         self._strays: set[str] = set()
+        self._troubles: set[str] = set()
         self._threads = [
             threading.Thread(target=self._beat_until_stopped, name="llmtasks-beat", daemon=True),
             threading.Thread(target=self._feed_until_stopped, name="llmtasks-feed", daemon=True),
@@ -107,6 +110,10 @@ class Maintenance:
 
     def beat(self) -> None:
         """Renew the lease, hear of cancelled jobs, and take over from workers whose lease passed."""
+        if not self._loop.answers(self._beat_s):
+            # Slots wait for it in vain: let the lease run out, and others take over.
+            logs.error(_log, "loop-stuck", worker=self._worker_id)
+            return
         if not leases.heartbeat(self._db, self._worker_id, self._settings.delivery.lease_s):
             # Stalled beyond the lease: our jobs have gone to others, our fences are void.
             logs.warning(_log, "lease-lost", worker=self._worker_id)
@@ -128,26 +135,40 @@ class Maintenance:
     def _take_over(self) -> None:
         reaped = leases.reap(self._db, self._settings.delivery.max_crashes)
         if reaped.requeued or reaped.failed:
-            logs.warning(_log, "took-over", requeued=reaped.requeued, failed=len(reaped.failed))
-        self._publish([*reaped.failed, *reaped.finished])
+            logs.warning(_log, "took-over", requeued=reaped.requeued, failed=reaped.failed)
 
     # --- the feed ----------------------------------------------------------------------------------
 
     def _feed_until_stopped(self) -> None:
         searched = 0.0
         while not self._not_feeding.wait(self._settings.dispatch.interval_s):
-            try:
-                feed.wake_due(self._db, CHUNK)
-                for task_type in self._task_types:
-                    self.feed(task_type)
-                if time.monotonic() - searched >= FORGOTTEN_S:
-                    searched = time.monotonic()
-                    for task_type in self._task_types:
-                        self.send_forgotten(task_type)
-            except LLMTasksError as error:
-                logs.warning(_log, "feed-failed", why=describe(error))
-            except Exception as error:  # noqa: BLE001  # a broker that is away, or a defect: next turn
-                logs.warning(_log, "feed-failed", why=type(error).__name__, at=logs.place(error))
+            search = time.monotonic() - searched >= FORGOTTEN_S
+            searched = time.monotonic() if search else searched
+            self._try("wake", lambda: feed.wake_due(self._db, CHUNK))
+            for task_type in self._task_types:
+                self._try(task_type, functools.partial(self.feed, task_type))
+                self._try(task_type, functools.partial(self.tell, task_type))
+                if search:
+                    self._try(task_type, functools.partial(self.send_forgotten, task_type))
+
+    def _try(self, what: str, action: Callable[[], object]) -> None:
+        """Do it; a trouble is logged when it is a new one, and the next turn tries again."""
+        trouble = None
+        try:
+            action()
+        except LLMTasksError as error:
+            trouble = describe(error)
+        except Exception as error:  # noqa: BLE001  # a broker that is away, or a defect
+            trouble = f"{type(error).__name__} at {logs.place(error)}"
+        if trouble and trouble not in self._troubles:
+            logs.warning(_log, "feed-failed", what=what, why=trouble)
+        self._troubles = {*self._troubles, trouble} if trouble else set()
+
+    def tell(self, task_type: str) -> int:
+        """Tell callers in `.get()` whose jobs ended without a message that would; how many."""
+        rows = feed.untold(self._db, task_type, CHUNK)
+        self._publish(rows)
+        return len(rows)
 
     def feed(self, task_type: str) -> int:
         """Fill one queue up to its window; how many rows were sent."""
@@ -163,7 +184,7 @@ class Maintenance:
 
     def _window(self, task_type: str) -> int:
         """Rows of a queue that the broker should hold: `window_s` of work, and enough for every slot."""
-        queue = f"llm.{task_type}"
+        queue = queue_of(task_type)
         slots = sum(w.concurrency for w in leases.live(self._db) if queue in w.queues)
         window = self._settings.dispatch.window_s
         rate = feed.finished_rate(self._db, task_type, window)

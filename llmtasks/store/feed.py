@@ -23,6 +23,7 @@ from llmtasks.store.tables import (
     FINISHED,
     RUNNING,
     SENT,
+    UNTOLD,
     WAITING,
     jobs,
     queues,
@@ -212,6 +213,17 @@ def take(db: Database, task_type: str, lane: Lane, limit: int) -> list[Sendable]
         .limit(limit)
     )
     return _send(db, rows, FEEDABLE)
+
+
+def untold(db: Database, task_type: str, limit: int) -> list[Sendable]:
+    """Direct jobs that have ended and whose callers are to be told; marked as sent."""
+    rows = (
+        sa.select(jobs.c.seq)
+        .where(UNTOLD, jobs.c.task_type == task_type)
+        .order_by(jobs.c.seq)
+        .limit(limit)
+    )
+    return [row for row in _send(db, rows, UNTOLD) if row.direct]
 
 
 def finished_rate(db: Database, task_type: str, window_s: float) -> float:

@@ -19,7 +19,6 @@ from llmtasks.errors import InvalidOption, JobCancelled, UnknownJob
 from llmtasks.jobs import MAX_PRIORITY, Job, JobState, NewJob
 from llmtasks.store import dialect
 from llmtasks.store.engine import Database, epoch
-from llmtasks.store.feed import SENDABLE_COLUMNS, Sendable, sendable
 from llmtasks.store.names import (
     MAX_DOCUMENT_ID,
     MAX_ID,
@@ -31,6 +30,7 @@ from llmtasks.store.names import (
 )
 from llmtasks.store.results import NewResult, columns_of
 from llmtasks.store.tables import (
+    ENDED,
     OPEN,
     QUEUED,
     RUNNING,
@@ -62,14 +62,6 @@ class ClaimedJob(Job):
     def resumed(self) -> bool:
         """Whether it was claimed before: there may be answers that are paid already."""
         return self.fence > 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled:
-    """What a cancellation ended: how many jobs, and the direct ones, whose callers may wait."""
-
-    count: int
-    direct: list[Sendable]
 
 
 _JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
@@ -233,18 +225,19 @@ def release(db: Database, job: ClaimedJob, *, attempts: int) -> bool:
 
 
 def unsend(db: Database, job_ids: Sequence[str]) -> None:
-    """These were not published after all: where still queued, the feeder sends them."""
+    """No message of these is under way after all: where queued or ended, the feeder sends one."""
+    sent = sa.or_(QUEUED, ENDED)
     for start in range(0, len(job_ids), CHUNK):
         some = [job_id for job_id in job_ids[start : start + CHUNK] if is_storable(job_id)]
-        rows = sa.select(jobs.c.seq).where(jobs.c.job_id.in_(some), QUEUED).order_by(jobs.c.seq)
+        rows = sa.select(jobs.c.seq).where(jobs.c.job_id.in_(some), sent).order_by(jobs.c.seq)
         with db.write() as connection:
             connection.execute(
-                sa.update(jobs).where(dialect.locked(rows, skip=False), QUEUED).values(sent_at=None)
+                sa.update(jobs).where(dialect.locked(rows, skip=False), sent).values(sent_at=None)
             )
 
 
-def cancel(db: Database, target: str) -> Cancelled:
-    """End what has not ended of a job or a batch.
+def cancel(db: Database, target: str) -> int:
+    """End what has not ended of a job or a batch; how many jobs. The feeder tells waiting callers.
 
     A batch is worked through in chunks: when the database goes away half-way, cancel it again.
 
@@ -258,18 +251,15 @@ def cancel(db: Database, target: str) -> Cancelled:
         "reason": None,
         "error_type": JobCancelled.__name__,
         "error_message": "the job was cancelled",
+        # A direct job's caller is to be told; for the others nobody waits.
+        "sent_at": sa.case((jobs.c.direct, None), else_=sa.func.coalesce(jobs.c.sent_at, epoch())),
     }
     with db.write() as connection:
         rows = _rows_of(connection, target)
         connection.execute(
             sa.update(batches).where(batches.c.batch_id == target).values(cancelled_at=epoch())
         )
-    count = 0
-    direct: list[Sendable] = []
-    for chunk in _sweep(db, rows, OPEN, values):
-        count += len(chunk)
-        direct.extend(sendable(row) for row in chunk if row.direct)
-    return Cancelled(count=count, direct=direct)
+    return sum(_sweep(db, rows, OPEN, values))
 
 
 def retry(db: Database, target: str) -> int:
@@ -300,7 +290,7 @@ def retry(db: Database, target: str) -> int:
         # A job that fails again while we are at it is not retried a second time.
         jobs.c.finished_at <= started,
     )
-    return sum(len(chunk) for chunk in _sweep(db, rows, ended, values))
+    return sum(_sweep(db, rows, ended, values))
 
 
 def running(db: Database, worker_id: str) -> list[ClaimedJob]:
@@ -446,7 +436,7 @@ def _rows_of(connection: Connection, target: str) -> ColumnElement[bool]:
 
 def _sweep(
     db: Database, which: ColumnElement[bool], state: ColumnElement[bool], values: Mapping[str, Any]
-) -> Iterator[Sequence[Row[*tuple[Any, ...]]]]:
+) -> Iterator[int]:
     """Move all rows of a target that are in a state, in arrival order, a chunk per transaction."""
     after = 0
     while True:
@@ -461,10 +451,10 @@ def _sweep(
                 sa.update(jobs)
                 .where(dialect.locked(rows, skip=False), state)
                 .values(**values)
-                .returning(jobs.c.seq, *SENDABLE_COLUMNS)
-            ).all()
-        moved = sorted(moved, key=lambda row: int(row.seq))
-        yield moved
-        if len(moved) < CHUNK:
+                .returning(jobs.c.seq)
+            ).scalars()
+            seqs = list(moved)
+        yield len(seqs)
+        if len(seqs) < CHUNK:
             return
-        after = moved[-1].seq
+        after = max(seqs)

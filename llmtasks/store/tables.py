@@ -199,6 +199,9 @@ FINISHED = in_state(JobState.COMPLETED, JobState.FAILED)
 OPEN = in_state(JobState.QUEUED, JobState.RUNNING, JobState.WAITING)
 #: Ready to be handed to the broker.
 FEEDABLE = and_(QUEUED, jobs.c.sent_at.is_(None))
+ENDED = in_state(JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+#: Ended without a message under way: if it is direct, its caller may wait in `.get()` to be told.
+UNTOLD = and_(ENDED, jobs.c.sent_at.is_(None))
 #: Handed to the broker, and not claimed yet.
 SENT = and_(QUEUED, jobs.c.sent_at.is_not(None))
 
@@ -226,6 +229,7 @@ _index(
     where=FEEDABLE,
 )
 _index("ix_jobs_sent", _j.task_type, _j.sent_at, where=SENT)
+_index("ix_jobs_untold", _j.task_type, where=UNTOLD)
 _index("ix_jobs_due", _j.not_before, where=WAITING)
 _index("ix_jobs_running", _j.worker_id, where=RUNNING)
 _index("ix_jobs_ended", _j.worker_id, _j.finished_at, where=_j.finished_at.is_not(None))

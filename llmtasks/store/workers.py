@@ -12,7 +12,6 @@ from llmtasks.errors import WorkerLost
 from llmtasks.jobs import JobState
 from llmtasks.store import dialect
 from llmtasks.store.engine import Database, epoch
-from llmtasks.store.feed import SENDABLE_COLUMNS, Sendable, sendable
 from llmtasks.store.tables import FINISHED, RUNNING, jobs, workers
 
 #: In how many leases before its death a worker's Celery results are suspected not to have been
@@ -36,16 +35,15 @@ class WorkerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaped:
-    """What was done for dead workers.
+    """What was done for dead workers; the feeder sends what follows from it.
 
-    `requeued` jobs are to be sent by the feeder. `failed` are direct jobs whose workers died too
-    often, `finished` direct jobs that ended in the last moments of their worker: callers of both
-    may still wait.
+    `requeued` jobs are to be run again, `failed` ones had workers that died too often; the callers of
+    `untold` jobs, which ended in the last moments of their worker, may not have heard of it.
     """
 
     requeued: int
-    failed: list[Sendable]
-    finished: list[Sendable]
+    failed: int
+    untold: int
 
 
 def register(
@@ -120,9 +118,7 @@ def reap(db: Database, max_crashes: int) -> Reaped:
 
     A job goes back to the queue; after `max_crashes` such losses it fails with WorkerLost.
     """
-    requeued = 0
-    failed: list[Sendable] = []
-    finished: list[Sendable] = []
+    requeued = failed = untold = 0
     for worker_id in _suspects(db):
         with db.write() as connection:
             lease = connection.execute(
@@ -134,13 +130,11 @@ def reap(db: Database, max_crashes: int) -> Reaped:
                 continue  # it has beaten since
             if lease is not None:
                 since = lease.lease_until - LAST_LEASES * lease.lease_s
-                finished.extend(_finished_since(connection, worker_id, since))
-            for job, state in _take_jobs(connection, worker_id, max_crashes):
-                if state is JobState.QUEUED:
-                    requeued += 1
-                elif job.direct:
-                    failed.append(job)
-    return Reaped(requeued=requeued, failed=failed, finished=finished)
+                untold += _untell(connection, worker_id, since)
+            states = _take_jobs(connection, worker_id, max_crashes)
+            requeued += states.count(JobState.QUEUED)
+            failed += states.count(JobState.FAILED)
+    return Reaped(requeued=requeued, failed=failed, untold=untold)
 
 
 def _suspects(db: Database) -> list[str]:
@@ -160,23 +154,21 @@ def _is_there(connection: Connection, worker_id: str) -> bool:
     return found.first() is not None
 
 
-def _finished_since(connection: Connection, worker_id: str, since: float) -> list[Sendable]:
-    rows = connection.execute(
-        sa.select(*SENDABLE_COLUMNS)
+def _untell(connection: Connection, worker_id: str, since: float) -> int:
+    """Have the callers of direct jobs told again that their job has ended; how many."""
+    return connection.execute(
+        sa.update(jobs)
         .where(
             jobs.c.worker_id == worker_id,
             jobs.c.finished_at >= since,
             FINISHED,
             jobs.c.direct.is_(True),
         )
-        .order_by(jobs.c.finished_at)
-    )
-    return [sendable(row) for row in rows]
+        .values(sent_at=None)
+    ).rowcount
 
 
-def _take_jobs(
-    connection: Connection, worker_id: str, max_crashes: int
-) -> list[tuple[Sendable, JobState]]:
+def _take_jobs(connection: Connection, worker_id: str, max_crashes: int) -> list[JobState]:
     """Move a dead worker's running jobs; the fence moves too, so it cannot come back to them."""
     held = sa.select(jobs.c.seq).where(jobs.c.worker_id == worker_id, RUNNING).order_by(jobs.c.seq)
     hopeless = jobs.c.crashes + 1 >= max_crashes
@@ -188,15 +180,13 @@ def _take_jobs(
             crashes=jobs.c.crashes + 1,
             fence=jobs.c.fence + 1,
             worker_id=sa.case((hopeless, jobs.c.worker_id)),
-            sent_at=sa.case((hopeless, jobs.c.sent_at)),
+            sent_at=None,
             finished_at=sa.case((hopeless, epoch())),
             error_type=sa.case((hopeless, WorkerLost.__name__)),
             error_message=sa.case(
                 (hopeless, f"its worker died {max_crashes} times while running it")
             ),
         )
-        .returning(jobs.c.seq, jobs.c.state, *SENDABLE_COLUMNS)
-    ).all()
-    return [
-        (sendable(row), JobState(row.state)) for row in sorted(rows, key=lambda one: int(one.seq))
-    ]
+        .returning(jobs.c.state)
+    )
+    return [JobState(state) for state in rows.scalars()]

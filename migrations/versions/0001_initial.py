@@ -94,6 +94,12 @@ def upgrade() -> None:
         ["task_type", "finished_at"],
         where="state IN ('completed', 'failed')",
     )
+    _index(
+        "ix_jobs_untold",
+        "jobs",
+        ["task_type"],
+        where="state IN ('completed', 'failed', 'cancelled') AND sent_at IS NULL",
+    )
     _index("ix_jobs_running", "jobs", ["worker_id"], where="state = 'running'")
     _index(
         "ix_jobs_sent",

@@ -202,7 +202,7 @@ def test_of_completing_and_cancelling_at_once_one_happens(db):
         completed, cancelled = at_once(
             [
                 lambda job=job: jobs.complete(db, job, new_result()),
-                lambda job=job: jobs.cancel(db, job.job_id).count == 1,
+                lambda job=job: jobs.cancel(db, job.job_id) == 1,
             ]
         )
         assert completed != cancelled
@@ -216,7 +216,7 @@ def test_of_claiming_and_cancelling_at_once_the_cancelled_job_stays_cancelled(db
         job, cancelled = at_once(
             [
                 lambda job_id=job_id: jobs.claim(db, job_id, "worker"),
-                lambda job_id=job_id: jobs.cancel(db, job_id).count,
+                lambda job_id=job_id: jobs.cancel(db, job_id),
             ]
         )
         assert cancelled == 1
@@ -276,11 +276,13 @@ def test_cancelling_a_batch_ends_what_has_not_ended_and_names_who_is_waited_for(
     running = jobs.claim(db, "c", "worker")
     jobs.park(db, jobs.claim(db, "d", "worker"), 100.0, "why", attempts=1, deferred=False)
 
-    cancelled = jobs.cancel(db, "batch")
+    assert jobs.cancel(db, "batch") == 4
 
-    assert cancelled.count == 4
-    assert [row.job_id for row in cancelled.direct] == ["c", "d", "e"]
-    assert cancelled.direct[0].options == {"n": 1}
+    told = feed.untold(db, "summarize", 9)
+    assert [row.job_id for row in told] == ["c", "d", "e"]
+    assert told[0].options == {"n": 1}
+    jobs.unsend(db, ["c"])  # it could not be sent
+    assert [row.job_id for row in feed.untold(db, "summarize", 9)] == ["c"]
     assert [state(db, name).value for name in "abcde"] == [
         "completed",
         "failed",
@@ -288,7 +290,7 @@ def test_cancelling_a_batch_ends_what_has_not_ended_and_names_who_is_waited_for(
     ]
     assert jobs.get(db, "c").error_type == "JobCancelled"
     assert not jobs.complete(db, running, new_result())
-    assert jobs.cancel(db, "batch").count == 0
+    assert jobs.cancel(db, "batch") == 0
 
 
 def test_a_worker_learns_which_of_its_jobs_were_cancelled(db):
@@ -341,7 +343,7 @@ def test_retrying_a_batch_queues_what_failed_or_was_cancelled_from_the_start(db)
 
 def test_a_single_job_is_cancelled_and_retried_by_its_id(db):
     jobs.insert(db, [new_job("a", batch_id="g"), new_job("b", batch_id="g")], sent=True)
-    assert jobs.cancel(db, "a").count == 1
+    assert jobs.cancel(db, "a") == 1
     assert state(db, "b") is JobState.QUEUED
     assert jobs.retry(db, "a") == 1
 
@@ -356,7 +358,7 @@ def test_a_batch_larger_than_a_chunk_is_cancelled_and_retried_whole(db, monkeypa
     monkeypatch.setattr(jobs, "CHUNK", 7)
     rows = [new_job(str(n), batch_id="batch", direct=False) for n in range(23)]
     batches.create(db, "batch", "default", "summarize", {}, rows)
-    assert jobs.cancel(db, "batch").count == 23
+    assert jobs.cancel(db, "batch") == 23
     assert jobs.retry(db, "batch") == 23
     assert batches.status(db, "batch").queued == 23
 

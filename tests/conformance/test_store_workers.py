@@ -11,7 +11,7 @@ from llmtasks.store.engine import epoch
 from llmtasks.store.tables import workers as workers_table
 from llmtasks.store.workers import Reaped
 
-NOTHING = Reaped(requeued=0, failed=[], finished=[])
+NOTHING = Reaped(requeued=0, failed=0, untold=0)
 
 
 def test_a_worker_is_live_while_it_beats_and_says_what_it_is(db):
@@ -43,7 +43,7 @@ def test_a_dead_workers_jobs_go_back_to_the_queue_and_it_cannot_commit_them(db):
     register(db, "alive")
     job = claimed(db, "job", "dead")
     claimed(db, "other", "alive")
-    assert workers.reap(db, 3) == Reaped(requeued=1, failed=[], finished=[])
+    assert workers.reap(db, 3) == Reaped(requeued=1, failed=0, untold=0)
     row = jobs.get(db, "job")
     assert (row.state, row.crashes, row.worker_id) == (JobState.QUEUED, 1, None)
     assert column(db, "job", "sent_at") is None
@@ -62,7 +62,8 @@ def test_a_job_whose_workers_die_too_often_fails_and_its_caller_is_told(db):
         claimed(db, "fed", f"dead-{crash}", direct=False)
         reaped = workers.reap(db, 3)
         assert reaped.requeued == (2 if crash < 2 else 0)
-    (told,) = reaped.failed
+    assert reaped.failed == 2
+    (told,) = feed.untold(db, "summarize", 9)
     assert (told.job_id, told.options) == ("direct", {"n": 1})
     row = jobs.get(db, "fed")
     assert (row.state, row.error_type, row.crashes) == (JobState.FAILED, "WorkerLost", 3)
@@ -92,8 +93,11 @@ def test_direct_jobs_that_a_worker_finished_in_its_last_moments_are_told_of(db):
     with db.write() as connection:
         connection.execute(sa.update(workers_table).values(lease_until=epoch() - 1))
     found = workers.reap(db, 3)
-    assert {row.job_id for row in found.finished} == {"completed", "failed"}
-    assert (found.requeued, found.failed) == (0, [])
+    assert (found.requeued, found.failed, found.untold) == (0, 0, 2)
+    told = {row.job_id for row in feed.untold(db, "summarize", 9)}
+    assert told >= {"completed", "failed"}
+    assert not told & {"early", "fed"}
+    assert feed.untold(db, "summarize", 9) == []
 
 
 def test_of_many_who_reap_one_takes_over(db):

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
+import sqlalchemy as sa
 
 from llmtasks.cli.output import status_json
 from llmtasks.jobs import Job
 from llmtasks.settings import load
 from llmtasks.store import batches, jobs
 from llmtasks.store.engine import Database, open_database
+from llmtasks.store.tables import provider_calls
 
 ROOT = Path(__file__).parents[2]
 
@@ -230,6 +232,15 @@ class Stack:
         found = jobs.get(self.database, job_id)
         assert found is not None, job_id
         return found
+
+    def calls(self, job_id: str) -> list[Any]:
+        """The rows of the calls that a job paid for, or may have."""
+        with self.database.read() as connection:
+            return list(
+                connection.execute(
+                    sa.select(provider_calls).where(provider_calls.c.job_id == job_id)
+                )
+            )
 
     def results(self, batch_id: str) -> list[dict[str, Any]]:
         """What `llmtasks results --format jsonl` prints."""
