@@ -12,6 +12,7 @@ import functools
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -48,6 +49,9 @@ _log = logs.get("executor")
 
 #: Seconds between two tries of a statement that the database did not answer.
 STORE_RETRY_S = 1.0
+
+#: Seconds without events after one that could not be sent.
+SILENT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ class Executor:
         self._active: dict[str, int] = {}
         self._lock = threading.Lock()
         self._aborted = threading.Event()
+        self.silent_until = 0.0
 
     def run(self, new: NewJob, watch: Watch) -> Outcome:
         """Run the job that a message announces, if it is still to be run.
@@ -207,6 +212,7 @@ class _Run:
             attempts=max(1, job.attempts), on_thread=self._on_thread, on_wait=self._on_wait
         )
         self.last: Completion | None = None
+        self.recorded: list[NewCall] = []
         self.paid_before: Mapping[str, calls.PaidAnswer] = {}
 
     def outcome(self) -> Outcome:
@@ -289,6 +295,7 @@ class _Run:
             return
         by_provider = {provider.name: provider for provider in providers}
         rows = [_row(call, by_provider[call.provider]) for call in new]
+        self.recorded += rows
         self.executor.persist(lambda: calls.record(self.db, self.job, rows))
 
     def wait(self, running: Running[Answer]) -> Answer:
@@ -299,10 +306,16 @@ class _Run:
         return running.future.result()
 
     def tell(self, watcher: Callable[..., None], *news: object) -> None:
-        """Tell a watcher. Without a broker nobody can be told, and the job goes on."""
+        """Tell a watcher. Without a broker nobody can be told, and the job goes on.
+
+        An event that cannot be sent takes seconds to fail: the next ones are not even tried for a while.
+        """
+        if time.monotonic() < self.executor.silent_until:
+            return
         try:
             watcher(*news)
         except Exception as error:  # noqa: BLE001  # whatever a transport raises
+            self.executor.silent_until = time.monotonic() + SILENT_S
             logs.warning(_log, "untold", job=self.job.job_id, why=type(error).__name__)
 
     def _on_wait(self, reason: str, delay: float) -> None:
@@ -322,8 +335,12 @@ class _Run:
         return future
 
     def _spent(self) -> tuple[Usage, float | None]:
-        """Tokens and dollars of this job, over all its claims."""
-        return self.executor.persist(lambda: calls.spent(self.db, self.job.job_id))
+        """Tokens and dollars of this job, over all its claims; one unknown price makes all unknown."""
+        if self.job.resumed:
+            return self.executor.persist(lambda: calls.spent(self.db, self.job.job_id))
+        usage = sum((row.usage or Usage() for row in self.recorded), Usage())
+        costs = [row.cost_usd for row in self.recorded if row.cost_usd is not None]
+        return usage, sum(costs) if len(costs) == len(self.recorded) else None
 
     def _park(self, wait: NotNow) -> Outcome:
         # The next claim counts this attempt again: a wait spends none.

@@ -14,15 +14,13 @@ from llmtasks.errors import (
     AttemptsExhausted,
     AuthenticationFailed,
     LLMTasksError,
-    NotNow,
     QuotaExhausted,
     RateLimitError,
-    StoreUnavailable,
     TransientProviderError,
 )
 from llmtasks.settings import Retry as Policy
 
-#: Seconds before asking again for a part of our own that does not answer (Redis, SQL).
+#: Seconds before asking a Redis again that does not answer.
 OWN_OUTAGE_S = 2.0
 
 #: Seconds a provider stays closed at the least: "retry after 0" must not become a tight loop.
@@ -62,14 +60,12 @@ def decide(
         jitter: A random number in [0, 1).
     """
     match error:
-        case NotNow():
-            return Postpone(error.delay)
         case RateLimitError():
             return Postpone(rate_limit_delay(error, policy))
         case QuotaExhausted() | AuthenticationFailed():
             # The provider is taken out by admission, which knows who else can serve, and when.
             return Postpone(0.0)
-        case AdmissionUnavailable() | StoreUnavailable():
+        case AdmissionUnavailable():
             return Postpone(OWN_OUTAGE_S * (0.5 + jitter))
         case TransientProviderError():
             if attempt >= policy.max_attempts:

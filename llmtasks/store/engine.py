@@ -98,8 +98,7 @@ class Database:
 
         Raises:
             StoreUnavailable: no connection, no lock in time, no space. Whether a commit that was
-            cut
-                took place is unknown: do it again with a statement that can be repeated.
+                cut took place is unknown: do it again with a statement that can be repeated.
         """
         with _translated(), self._turn(), self._writing.begin() as connection:
             yield connection

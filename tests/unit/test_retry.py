@@ -34,8 +34,6 @@ def test_retry_after_zero_is_no_tight_loop():
         errors.QuotaExhausted(""),
         errors.AuthenticationFailed(""),
         errors.AdmissionUnavailable(""),
-        errors.StoreUnavailable(""),
-        errors.NotNow("", delay=3.0),
     ],
 )
 def test_not_now_is_not_failure(error):
