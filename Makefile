@@ -20,7 +20,7 @@ $(VENV)/ready-demo: $(VENV)/ready
 	@touch $@
 
 demo: $(VENV)/ready-demo  ## Three task types over sample texts, with everything real and started for you
-	@exec $(BIN)/python -m llmtasks.cli.demo
+	@exec $(BIN)/python -m llmtasks.cli.demo --follow $$PPID
 
 test: $(VENV)/ready-demo  ## Every test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal

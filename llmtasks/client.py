@@ -310,6 +310,8 @@ def _digest(text: str) -> str:
 
 
 def _document_id(value: object) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
         raise UsageError(f"a document id is a text, not {type(value).__name__}")
+    if not value:
+        raise UsageError("a document id must not be empty")
     return value

@@ -310,17 +310,16 @@ class Gateway:
             case Retry(delay):
                 journal.attempts += 1
                 if delay > self._park_after_s:
-                    raise NotNow(describe(error), delay=delay) from error
+                    raise NotNow(_reason(error), delay=delay) from error
                 journal.on_wait(describe(error), delay)
                 await self._pause(delay)
 
     async def _hold(self, wait: Wait, journal: Journal, last: LLMTasksError | None) -> None:
         """Sit out a wait: behind others as long as it takes, a block only when it is short."""
         if wait.blocked:
-            reason = wait.reason if last is None else describe(last)
             if wait.delay > self._park_after_s:
-                raise NotNow(reason, delay=wait.delay) from last
-            journal.on_wait(reason, wait.delay)
+                raise NotNow(wait.reason, delay=wait.delay) from last
+            journal.on_wait(wait.reason if last is None else describe(last), wait.delay)
         await self._pause(wait.delay)
 
     async def _pause(self, delay: float) -> None:
@@ -402,6 +401,12 @@ async def _accepted(completion: Completion, question: Question, journal: Journal
 def _why(error: ProviderError) -> str:
     """What the fleet is told: the kind of error alone, so that equal reasons can be counted."""
     return type(error).__name__
+
+
+def _reason(error: LLMTasksError) -> str:
+    """Why a row waits, without what differs from row to row: equal reasons are counted."""
+    provider = error.provider if isinstance(error, ProviderError) else ""
+    return f"{provider}: {type(error).__name__}" if provider else type(error).__name__
 
 
 def _measure(call: Call) -> None:

@@ -57,10 +57,15 @@ def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> Callable[[], None] 
     return tie
 
 
-def follow_parent() -> None:
-    """End this process (by SIGTERM) when its parent ends; does nothing off Linux."""
+def follow_parent(parent: int) -> None:
+    """End this process (by SIGTERM) when its parent ends; at once when that has ended already.
+
+    Does nothing off Linux.
+    """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:
+            raise SystemExit(143)
 
 
 def server_path() -> str:
@@ -102,8 +107,14 @@ class EmbeddedServer:
         Raises:
             ConfigurationError: It does not come up; the message names its log.
         """
-        for directory in (self._dir, self._socket.parent):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            for directory in (self._dir, self._socket.parent):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._dir / "valkey.lock").open("a").close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"local.data_dir: {self._dir} cannot be used: {error.strerror}"
+            ) from None
         self._thread.start()
         deadline = time.monotonic() + _START_S
         while not self._answers():

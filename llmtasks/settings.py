@@ -54,7 +54,7 @@ class Redis(_Section, frozen=True):
     """
 
     url: str | None = None
-    prefix: str = "llmtasks"
+    prefix: Annotated[str, Meta(min_length=1)] = "llmtasks"
 
 
 class Database(_Section, frozen=True):
@@ -390,7 +390,9 @@ def _explain(
     """Msgspec says "Expected `float` - at `$.providers[0].weight`"; we say where that is."""
     text = str(error)
     what, _, at = text.partition(" - at `$")
-    key = at.rstrip("`").lstrip(".").replace("[...]", "")
+    key = at.rstrip("`").lstrip(".")
+    if key.startswith("tasks[...]"):  # msgspec does not say which
+        key = key.replace("[...]", f".{_wrong_task(data)}", 1)
     unknown = re.search(r"unknown field `([^`]+)`", what)
     missing = re.search(r"missing required field `([^`]+)`", what)
     if found := unknown or missing:
@@ -405,6 +407,15 @@ def _explain(
     if missing:
         return f"{where}: {key} is required"
     return f"{where}: {key}: {what[:1].lower() + what[1:]}"
+
+
+def _wrong_task(data: Mapping[str, Any]) -> str:
+    for name, table in data["tasks"].items():
+        try:
+            msgspec.convert(table, Task, strict=False)
+        except msgspec.ValidationError:
+            return str(name)
+    return "?"
 
 
 def _neighbours(key: str) -> str:
@@ -422,8 +433,9 @@ def _check(settings: Settings, where: str) -> None:
         if not math.isfinite(value):
             raise ConfigurationError(f"{where}: {key}: must be a finite number")
     names = [provider.name for provider in settings.providers]
+    folded = [name.lower() for name in names]
     for name in names:
-        if names.count(name) > 1:
+        if folded.count(name.lower()) > 1:
             raise ConfigurationError(
                 f"{where}: providers.{name}.name: used twice; give one another"
             )
@@ -498,5 +510,12 @@ def _check_url(url: str | None, key: str, schemes: tuple[str, ...], where: str) 
         raise ConfigurationError(
             f"{where}: {key}: must start with one of {', '.join(s + '://' for s in schemes)}"
         )
-    if scheme in ("http", "https", "redis", "rediss") and not parts.hostname:
-        raise ConfigurationError(f"{where}: {key}: names no host")
+    if scheme in ("http", "https", "redis", "rediss"):
+        try:
+            port_is_one = parts.port is None or parts.port > 0
+        except ValueError:
+            port_is_one = False
+        if not parts.hostname or not port_is_one:
+            raise ConfigurationError(f"{where}: {key}: names no host, or no port from 1 to 65535")
+    if scheme in ("redis", "rediss") and not re.fullmatch(r"/?|/\d+", parts.path):
+        raise ConfigurationError(f"{where}: {key}: its path must be a database number, as in /0")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import celery
 from celery.exceptions import Ignore, Reject, Retry
+from celery.result import AsyncResult
 from celery.utils import uuid
 
 from llmtasks import task_types
@@ -26,11 +27,18 @@ from llmtasks.celery_app import (
     app,
     bounded,
 )
-from llmtasks.errors import ConfigurationError, InvalidOption, LLMTasksError, StoreUnavailable
+from llmtasks.errors import (
+    ConfigurationError,
+    InvalidOption,
+    LLMTasksError,
+    StoreUnavailable,
+    UsageError,
+)
 from llmtasks.jobs import MAX_PRIORITY, Completed, Elsewhere, NewJob, Outcome, Parked
 from llmtasks.settings import current
 from llmtasks.store import jobs
 from llmtasks.store.engine import Database, open_database
+from llmtasks.store.names import MAX_TENANT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +87,21 @@ def _close_database() -> None:
 os.register_at_fork(before=_close_database, after_in_child=database.cache_clear)
 
 
+class Result(AsyncResult):  # type: ignore[misc]  # Celery ships no types
+    """Celery's result of a job, for which nobody waits while it is sent."""
+
+    def then(self, callback: Any, on_error: Any = None, weak: bool = False) -> Any:  # noqa: FBT001, FBT002
+        """Subscribe, if the broker's server answers in time.
+
+        A group subscribes to each of its jobs while it sends them; `.get()` does so anew.
+        """
+        subscribe = functools.partial(super().then, callback, on_error, weak)
+        try:
+            return bounded(subscribe, current().delivery.publish_timeout_s)
+        except BrokerAway:
+            return self.on_ready.then(callback, on_error)
+
+
 class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
     """A task whose every enqueue (`delay`, `apply_async`, a group) writes the job's row first."""
 
@@ -118,6 +141,18 @@ class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
                 ) from away
             jobs.unsend(database(), [job.job_id])
             return self.AsyncResult(job.job_id)
+
+    def AsyncResult(self, task_id: str, **options: Any) -> Result:  # noqa: N802  # Celery's name
+        """Celery's result of a job by its id."""
+        return Result(task_id, backend=self.backend, task_name=self.name, app=self.app, **options)
+
+    def apply(self, *_args: Any, **_options: Any) -> Any:
+        """Refused: a job runs in a worker, which has what it needs.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("process_document runs in workers: use delay or apply_async")
 
 
 @app.task(base=JobTask, bind=True, name=TASK_NAME, throws=(LLMTasksError,))  # type: ignore[untyped-decorator]
@@ -235,8 +270,8 @@ def check_common(common: Mapping[str, Any]) -> None:
         raise InvalidOption(f"priority must be a number from 0 to {MAX_PRIORITY}")
     if not 0 <= priority <= MAX_PRIORITY:
         raise InvalidOption(f"priority must be from 0 to {MAX_PRIORITY}, not {priority}")
-    if not isinstance(tenant, str) or not 0 < len(tenant) <= 64:  # noqa: PLR2004
-        raise InvalidOption("tenant must be a text of 1 to 64 characters")
+    if not isinstance(tenant, str) or not 0 < len(tenant) <= MAX_TENANT:
+        raise InvalidOption(f"tenant must be a text of 1 to {MAX_TENANT} characters")
     if not isinstance(common["fresh"], bool):
         raise InvalidOption("fresh must be true or false")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import sys
 import threading
@@ -44,6 +45,8 @@ class Runtime:
         self._concurrency = concurrency
         self._queues = queues
         self._closing = contextlib.ExitStack()
+        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()  # reentrant, unlike an Event
+        self._closed = threading.Event()
 
     def start(self) -> None:
         """Start everything, in the order it needs; on failure what has started is stopped.
@@ -93,6 +96,7 @@ class Runtime:
         )
         self.maintenance.start()
         closing.callback(self.maintenance.stop)
+        threading.Thread(target=self._drain_when_wanted, name="llmtasks-drain", daemon=True).start()
         tasks.bind(_handler(self.executor))
         logs.info(
             _log,
@@ -121,23 +125,32 @@ class Runtime:
         return fleet, gateway
 
     def drain(self) -> None:
-        """Stop taking work: waiting jobs go back now, calls in flight have `drain_s` to end."""
+        """Begin to stop: waiting jobs go back now, calls in flight have `drain_s` to end.
+
+        May be called again, and from a signal handler: all it does is wake the thread that drains.
+        """
+        self._wanted.put(None)
+
+    def _drain_when_wanted(self) -> None:
+        self._wanted.get()
+        if self._closed.is_set():
+            return
         logs.info(_log, "worker-draining", worker=self.worker_id, calls=self.executor.asking)
         self.maintenance.stop_feeding()
         self._loop.submit(_call(self._gateway.stop))
-        drain_s = self.settings.worker.drain_s
-        self._later(drain_s, self.executor.abort)
-        # Without Redis or SQL a slot cannot end: then the lease runs out, and others take over.
-        self._later(drain_s + GIVE_UP_S, _exit)
-
-    def _later(self, seconds: float, action: Callable[[], None]) -> None:
-        timer = threading.Timer(seconds, action)
-        timer.daemon = True
-        timer.start()
-        self._closing.callback(timer.cancel)
+        if self._closed.wait(self.settings.worker.drain_s):
+            return
+        self.executor.abort()
+        if self._closed.wait(GIVE_UP_S):
+            return
+        # Redis or SQL hangs, and a slot or Celery with it: the lease runs out, and others take over.
+        logs.error(_log, "drain-gave-up", worker=self.worker_id)
+        os._exit(1)
 
     def close(self) -> None:
         """Stop everything, in the reverse order. The slots have ended before."""
+        self._closed.set()
+        self._wanted.put(None)
         self._closing.close()
         logs.info(_log, "worker-stopped", worker=self.worker_id)
 
@@ -182,6 +195,12 @@ def check(settings: Settings) -> dict[str, str | None]:
             "providers: none is configured; add a [[providers]] section to llmtasks.toml"
             " (see the README), or try `make demo`"
         )
+    for name in settings.tasks:
+        if name not in task_types.names():
+            raise ConfigurationError(
+                f"tasks.{name}: there is no such task type; there are: "
+                + ", ".join(task_types.names())
+            )
     keys = {provider.name: api_key(provider) for provider in settings.providers}
     for name in task_types.names():
         load_prompt(task_types.get(name), settings.prompts.dir)
@@ -209,6 +228,10 @@ def connect() -> None:
         if runtime is not None:
             runtime.close()
 
+    def stopping(**_: Any) -> None:
+        if "runtime" in holder:
+            holder["runtime"].drain()
+
     class Drain(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
         """Drains before the pool waits for its slots, whoever asked the worker to stop: a signal, or
         Flower.
@@ -217,13 +240,14 @@ def connect() -> None:
         requires = ("celery.worker.components:Pool",)
 
         def stop(self, _worker: Any) -> None:
-            if "runtime" in holder:
-                holder["runtime"].drain()
+            stopping()
 
     app.steps["worker"].add(Drain)
     signals.celeryd_after_setup.connect(_or_exit(_validate), weak=False)
     signals.worker_init.connect(_or_exit(starting), weak=False)
     signals.worker_ready.connect(ready, weak=False)
+    # The signal's own handler, because a worker whose broker hangs gets no further.
+    signals.worker_shutting_down.connect(stopping, weak=False)
     signals.worker_shutdown.connect(stopped, weak=False)
     signals.task_revoked.connect(_revoked, weak=False)
 
@@ -254,6 +278,13 @@ def _or_exit(handler: Callable[..., None]) -> Callable[..., None]:
             line = str(error) if wrong else describe(error)
             print(f"llmtasks: {line}", file=sys.stderr, flush=True)  # noqa: T201
             raise SystemExit(2 if wrong else 1) from None
+        except Exception as error:  # noqa: BLE001  # Celery would log it and go on without us
+            print(  # noqa: T201
+                f"llmtasks: {type(error).__name__}: {error} ({logs.place(error)})",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(1) from None
 
     return checked
 
@@ -279,11 +310,6 @@ def _handler(executor: Executor) -> tasks.Handler:
         return executor.run(job, Watch(waiting=waiting, progress=progress))
 
     return handle
-
-
-def _exit() -> None:
-    logs.error(_log, "drain-gave-up")
-    os._exit(1)
 
 
 async def _call(function: Callable[[], None]) -> None:

@@ -43,6 +43,8 @@ PATIENCE_S = 600.0
 START_S = 60.0
 STOP_S = 10.0
 
+_HOME = "llmtasks-demo-"
+
 _CONFIG = """\
 [local]
 data_dir = {data_dir}
@@ -69,7 +71,8 @@ timeout_s = 300
 
 def main() -> int:
     """Run the demo; 0 when every job was completed."""
-    local.follow_parent()
+    if sys.argv[1:2] == ["--follow"]:  # make's process id: started by it, the demo ends with it
+        local.follow_parent(int(sys.argv[2]))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with contextlib.ExitStack() as stack:
@@ -83,7 +86,8 @@ def main() -> int:
 
 
 def _run(stack: contextlib.ExitStack) -> int:
-    home = Path(tempfile.mkdtemp(prefix="llmtasks-demo-"))
+    _sweep()
+    home = Path(tempfile.mkdtemp(prefix=f"{_HOME}{os.getpid()}-"))
     stack.callback(shutil.rmtree, home, ignore_errors=True)
     _configure(stack, home)
     print("starting a worker, with its embedded Valkey and SQLite ...", flush=True)
@@ -107,6 +111,14 @@ def _run(stack: contextlib.ExitStack) -> int:
     print(f"{total - failed} of {total} jobs completed.")
     print("Next: your own documents and your own keys, see README.md.")
     return 1 if failed else 0
+
+
+def _sweep() -> None:
+    """Remove the directories of demos that were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_HOME}*"):
+        pid = left.name.removeprefix(_HOME).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _configure(stack: contextlib.ExitStack, home: Path) -> None:

@@ -68,7 +68,7 @@ def _find(paths: tuple[Path, ...]) -> Iterator[Found]:
                 folders.sort()
                 for name in sorted(files):
                     file = Path(folder, name)
-                    if file.suffix.lower() in SUFFIXES:
+                    if file.suffix.lower() in SUFFIXES and file.is_file():
                         yield Found(file, file.relative_to(path).as_posix())
         else:
             yield Found(path, path.as_posix())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -22,8 +23,13 @@ tenant_option: Callable[[F], F] = click.option(
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON; text stays readable."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One line of JSON; text stays readable where the terminal can show it."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 def money(cost_usd: float | None) -> str:

@@ -12,6 +12,9 @@ from llmtasks import client
 from llmtasks.cli.output import json_option, print_json, tenant_option
 from llmtasks.errors import UsageError
 
+#: Said in another way on the command line.
+RESERVED = frozenset({"ids", "task_type", "batch_id", "tenant", "priority", "fresh"})
+
 
 @click.command()
 @click.argument("task_type", metavar="TASK")
@@ -81,6 +84,8 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"-o takes key=value, not {text!r}")
+    if key in RESERVED:
+        raise UsageError(f"-o {key}: is no option of a task; see llmtasks submit --help")
     try:
         return key, json.loads(value)
     except ValueError:

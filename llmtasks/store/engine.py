@@ -165,12 +165,23 @@ def open_database(settings: Settings) -> Database:
 def _ensure_schema(database: Database, url: str, *, ours: bool) -> None:
     from llmtasks.store import schema
 
-    found = schema.revision(database)
+    found = _reached(database)
     if found == schema.HEAD:
         return
     if not ours:
         raise ConfigurationError(_wrong_schema(database.url, found, schema.HEAD))
     schema.upgrade(url)
+
+
+def _reached(database: Database) -> str | None:
+    """The revision it has; what keeps it from answering is named with its address."""
+    from llmtasks.store import schema
+
+    try:
+        return schema.revision(database)
+    except StoreUnavailable as error:
+        where = database.url.render_as_string(hide_password=True)
+        raise StoreUnavailable(f"database.url: {where} does not answer: {error}") from None
 
 
 def _wrong_schema(url: URL, found: str | None, head: str) -> str:

@@ -124,6 +124,9 @@ def test_ids_come_from_a_file_or_from_stdin(stack):
         (["submit", "translate", "a", "-o", "target_language=martian"], "target_language"),
         (["submit", "summarize", "a", "-o", "max_words=many"], "max_words"),
         (["submit", "summarize", "a", "-o", "max_words"], "key=value"),
+        (["submit", "summarize", "a", "-o", "priority=77"], "priority"),
+        (["submit", "summarize", "a", "-o", "batch_id=b"], "batch_id"),
+        (["submit", "summarize", ""], "empty"),
         (["submit", "summarize"], "--all"),
         (["submit", "summarize", "--all"], "at least one"),
         (["submit", "summarize", "a", "--priority", "10"], "priority"),
@@ -148,6 +151,8 @@ def test_bad_usage_is_one_message_and_exit_code_2(stack, argv, said):
         ({"database": {"url": "postgresql://nobody@127.0.0.1:1/none"}}, "127.0.0.1"),
         ({"prompts": {"dir": "/does/not/exist"}}, "prompts.dir"),
         ({"metrics": {"host": "203.0.113.1"}}, "metrics"),
+        ({"tasks.sumarize": {"temperature": 0}}, "tasks.sumarize"),
+        ({"local": {"data_dir": "/dev/null/x"}}, "data_dir"),
     ],
 )
 def test_a_worker_that_cannot_work_says_so_before_it_takes_a_job(stack, sections, said):

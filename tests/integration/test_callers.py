@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from support.stack import eventually, provider
 
@@ -110,6 +112,19 @@ def test_celerys_own_shutdown_drains_too(make_stack, sim):
     stack.script("from llmtasks.celery_app import app; app.control.shutdown()")
     assert worker.wait(30.0) == 0
     assert stack.status(batch)["running"] == 0
+
+
+def test_a_worker_stops_although_its_broker_hangs(make_stack, sim, own_valkey):
+    stack = make_stack(
+        providers=[provider(sim.openai_url)],
+        broker=own_valkey,
+        settings={"worker": {"drain_s": 1.0}},
+    )
+    worker = stack.worker()
+    own_valkey.signal(signal.SIGSTOP)
+    worker.signal(signal.SIGTERM)
+    worker.wait(60.0)
+    own_valkey.signal(signal.SIGCONT)
 
 
 def test_a_producer_that_forks_loses_nothing(stack):

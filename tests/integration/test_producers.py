@@ -207,6 +207,41 @@ def test_a_program_without_our_package_can_send_by_name(stack, sim):
     assert stack.finished("by-name")["completed"] == 1
 
 
+def test_a_group_survives_a_broker_that_is_away(make_stack, sim, own_valkey):
+    stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
+    own_valkey.stop()
+    seconds, group_id = stack.script(
+        """
+        import json, time
+        from celery import group
+        from llmtasks import add_document, process_document
+        ids = [add_document(f"Text {n} for nobody yet.", f"d{n}") for n in range(10)]
+        process_document.app.conf
+        started = time.monotonic()
+        sent = group(process_document.s(d, "summarize") for d in ids).apply_async()
+        print(json.dumps([time.monotonic() - started, sent.id]))
+        """
+    )
+    assert seconds < 6.0  # once the bounded wait, then at once, and the machine's own pace
+    own_valkey.start()
+    stack.worker()
+    assert stack.finished(group_id)["completed"] == 10
+
+
+def test_a_job_cannot_be_run_where_it_is_written(stack):
+    error = stack.script(
+        """
+        import json
+        from llmtasks import process_document
+        try:
+            process_document.apply(("d", "summarize"))
+        except Exception as error:
+            print(json.dumps(type(error).__name__))
+        """
+    )
+    assert error == "UsageError"
+
+
 def test_a_producer_survives_a_broker_that_is_away(make_stack, sim, own_valkey):
     stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
     own_valkey.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import tempfile
@@ -90,7 +91,10 @@ class RestartableValkey:
         self.start()
 
     def start(self) -> None:
-        self._running.enter_context(running_valkey(self._port))
+        self._server = self._running.enter_context(running_valkey(self._port))
+
+    def signal(self, sig: signal.Signals) -> None:
+        self._server.process.send_signal(sig)
 
     def stop(self) -> None:
         self._running.close()

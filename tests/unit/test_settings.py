@@ -98,6 +98,13 @@ def test_a_provider_can_be_given_by_the_environment_alone(tmp_path):
         ("[tasks.translate]\nproviders = ['x']", ["tasks.translate.providers", "'x'"]),
         ("[tasks.translate]\ntemperature = 3", ["temperature", "<= 2"]),
         ("[flower]\nhost = '0.0.0.0'", ["flower.password", "required"]),
+        ("[broker]\nurl = 'redis://h:notaport/1'", ["broker.url", "port"]),
+        ("[broker]\nurl = 'redis://[::1'", ["broker.url"]),
+        ("[broker]\nurl = 'redis://h:1/abc'", ["broker.url", "database number"]),
+        ("[redis]\nprefix = ''", ["redis.prefix"]),
+        ("[tasks.translate]\ntemprature = 1", ["tasks.translate.temprature is no setting"]),
+        (PROVIDER + PROVIDER.replace('"open-ai"', '"Open-AI"'), ["used twice"]),
+        (PROVIDER.replace("0.5", "inf"), ["providers.open-ai.weight", "finite"]),
         ("[retry]\nmax_attempts = 0", ["retry.max_attempts", ">= 1"]),
         ("[broker", ["cannot be read as TOML"]),
     ],
@@ -112,6 +119,8 @@ def test_a_mistake_in_the_file_is_one_line_with_file_and_key(tmp_path, text, sai
 def test_a_mistake_in_the_environment_names_the_variable(tmp_path):
     message = mistake(tmp_path, PROVIDER, LLMTASKS_PROVIDERS__OPEN_AI__WEIGHT="much")
     assert message.startswith("LLMTASKS_PROVIDERS__OPEN_AI__WEIGHT:")
+    message = mistake(tmp_path, "", LLMTASKS_TASKS__TRANSLATE__PROVIDERS="[x")
+    assert message.startswith("LLMTASKS_TASKS__TRANSLATE__PROVIDERS:")
     message = mistake(tmp_path, "", LLMTASKS_WEIGHT="1")
     assert "LLMTASKS_WEIGHT" in message
     with pytest.raises(ConfigurationError, match="LLMTASKS_CONFIG"):

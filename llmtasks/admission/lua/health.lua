@@ -12,7 +12,7 @@
 local TRIP = 5
 local FIRST_OPENING = 30
 local LONGEST_OPENING = 300
-local DISABLED_FOR = 300
+local DISABLED_FOR = 60
 -- Nobody knows when a probe answers; who waits for it asks again after this.
 local PROBE_RECHECK = 2
 -- A Retry-After beyond a day is a mistake somewhere; ask again then.
