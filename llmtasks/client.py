@@ -35,6 +35,11 @@ class Batch:
     batch_id: str
     jobs: int
 
+    @property
+    def id(self) -> str:
+        """The batch's id, by the name that Celery's results give theirs."""
+        return self.batch_id
+
     def status(self) -> BatchStatus:
         """Where it stands now."""
         return status(self.batch_id)
@@ -72,6 +77,19 @@ class JobResult:
     cost_usd: float | None
     cached: bool
     seconds: float
+
+    def __getitem__(self, name: str) -> Any:
+        """Read it like the line of JSON that `llmtasks results` prints: `row["output"]`."""
+        if name == "error":
+            return self.error_type and {"type": self.error_type, "message": self.error_message}
+        if name == "usage":
+            return {
+                "input_tokens": self.usage.input_tokens,
+                "output_tokens": self.usage.output_tokens,
+            }
+        if name not in self.__slots__:
+            raise KeyError(name)
+        return getattr(self, name)
 
     @property
     def error(self) -> LLMTasksError | None:

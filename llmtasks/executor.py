@@ -250,23 +250,21 @@ class _Run:
             )
         )
         models = [(p.kind, p.model, p.base_url) for p in providers]
-        key = answer_key(
-            tenant=self.job.tenant,
-            task_type=self.job.task_type,
-            options=msgspec.to_builtins(options),
-            document_hash=document.content_hash,
-            prompt_sha256=prompt.sha256,
-            models=models,
-            temperature=task.temperature,
-            max_output_tokens=task.max_output_tokens,
-            schema=kind.output_schema(options),
-        )
-        shared = self.settings.is_shared(task.temperature)
-        if shared and not self.job.fresh:
-            stored = self.executor.persist(lambda: results.find(self.db, self.job.tenant, key))
-            if stored is not None:
-                metrics.cache_hits.labels("hit").inc()
-                return _reused(stored)
+        key = None
+        if self.settings.is_shared(task.temperature):
+            key = answer_key(
+                tenant=self.job.tenant,
+                task_type=self.job.task_type,
+                options=msgspec.to_builtins(options),
+                document_hash=document.content_hash,
+                prompt_sha256=prompt.sha256,
+                models=models,
+                temperature=task.temperature,
+                max_output_tokens=task.max_output_tokens,
+                schema=kind.output_schema(options),
+            )
+        if (stored := self._stored(key)) is not None:
+            return stored
         if self.job.resumed:
             self.paid_before = self.executor.persist(
                 lambda: calls.answers(self.db, self.job.job_id)
@@ -278,7 +276,7 @@ class _Run:
         usage, cost = self._spent()
         last = self.last
         return NewResult(
-            answer_key=key if shared else None,
+            answer_key=key,
             output=output,
             provider=last.provider if last else None,
             model=last.model if last else None,
@@ -288,6 +286,16 @@ class _Run:
             cached=not self.journal.calls and not self.paid_before,
             seconds=last.latency_s if last and self.journal.calls else 0.0,
         )
+
+    def _stored(self, key: str | None) -> NewResult | None:
+        """The answer that another job was given to the same question, unless a fresh one is wanted."""
+        if key is None or self.job.fresh:
+            return None
+        stored = self.executor.persist(lambda: results.find(self.db, self.job.tenant, key))
+        if stored is None:
+            return None
+        metrics.cache_hits.labels("hit").inc()
+        return _reused(stored)
 
     def record(self, new: Sequence[Call], providers: Sequence[Provider]) -> None:
         """Commit what was paid, on arrival."""

@@ -22,6 +22,22 @@ tenant_option: Callable[[F], F] = click.option(
 )
 
 
+#: The keys of a line of `results --format jsonl`, in their order.
+RESULT_KEYS = (
+    "job_id",
+    "document_id",
+    "task_type",
+    "state",
+    "output",
+    "error",
+    "provider",
+    "model",
+    "usage",
+    "cost_usd",
+    "cached",
+)
+
+
 def print_json(value: Any) -> None:
     """One line of JSON; text stays readable where the terminal can show it."""
     text = json.dumps(value, ensure_ascii=False)
@@ -81,24 +97,7 @@ def status_lines(status: BatchStatus) -> list[str]:
 
 def result_json(result: JobResult) -> dict[str, Any]:
     """The stable shape of a line of `results --format jsonl`."""
-    return {
-        "job_id": result.job_id,
-        "document_id": result.document_id,
-        "task_type": result.task_type,
-        "state": result.state,
-        "output": result.output,
-        "error": None
-        if result.error_type is None
-        else {"type": result.error_type, "message": result.error_message},
-        "provider": result.provider,
-        "model": result.model,
-        "usage": {
-            "input_tokens": result.usage.input_tokens,
-            "output_tokens": result.usage.output_tokens,
-        },
-        "cost_usd": result.cost_usd,
-        "cached": result.cached,
-    }
+    return {name: result[name] for name in RESULT_KEYS}
 
 
 def result_cells(result: JobResult) -> Mapping[str, Any]:

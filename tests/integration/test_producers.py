@@ -20,7 +20,10 @@ def test_delay_returns_the_documented_dict(stack, sim):
         add_document("Ships left the harbour of Bergen in spring.", "doc-123")
         sent = process_document.delay("doc-123", "summarize")
         got = sent.get(timeout=60)
-        print(json.dumps([sent.id, got, get_result(sent.id).output]))
+        found = get_result(sent.id)
+        assert found["output"] == found.output and found["error"] is None
+        assert found["usage"] == got["usage"]
+        print(json.dumps([sent.id, got, found.output]))
         """
     )
     job_id, got, output = result
