@@ -21,6 +21,9 @@ TASK_NAME = "llmtasks.process_document"
 DIRECT_PRIORITY = 0
 FED_PRIORITY = 3
 
+#: Seconds to wait for a connection of maintenance's own.
+CONNECT_S = 2.0
+
 _log = logs.get("celery")
 
 app = Celery("llmtasks", config_source="llmtasks.celery_config", set_as_current=False)
@@ -140,8 +143,14 @@ def send(
     )
 
 
-def depth(connection: Any, task_type: str) -> int:
-    """Messages that the broker holds for a task type and no worker has taken yet."""
-    with connection.channel() as channel:
-        # An undeclared queue is an empty one.
-        return int(channel._size(queue_of(task_type)))  # noqa: SLF001  # kombu's virtual transports
+def depth(task_type: str) -> int:
+    """Messages that the broker holds for a task type and no worker has taken yet.
+
+    On a connection of its own: one of the pool that breaks while it is borrowed is handed out broken
+    ever after (kombu 5.7).
+    """
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=CONNECT_S)
+        with connection.channel() as channel:
+            # An undeclared queue is an empty one.
+            return int(channel._size(queue_of(task_type)))  # noqa: SLF001  # kombu's virtual transports

@@ -24,6 +24,7 @@ result_expires = 86_400
 # No key prefix: ids are unique, and a program with a Celery app of its own shall find its results.
 # A finished job's result waits for a Redis that is away: its caller would never hear of it otherwise.
 result_backend_always_retry = True
+result_backend_base_sleep_between_retries_ms = 1_000
 # A result read or written must not hang on a dead connection.
 redis_socket_timeout = 10.0
 redis_backend_health_check_interval = 10

@@ -69,7 +69,7 @@ class Maintenance:
         self._not_feeding = threading.Event()
         self._steady_since = time.monotonic()
         self._strays: set[str] = set()
-        self._troubles: set[str] = set()
+        self._troubles: dict[str, str | None] = {}
         self._threads = [
             threading.Thread(target=self._beat_until_stopped, name="llmtasks-beat", daemon=True),
             threading.Thread(target=self._feed_until_stopped, name="llmtasks-feed", daemon=True),
@@ -160,9 +160,9 @@ class Maintenance:
             trouble = describe(error)
         except Exception as error:  # noqa: BLE001  # a broker that is away, or a defect
             trouble = f"{type(error).__name__} at {logs.place(error)}"
-        if trouble and trouble not in self._troubles:
+        if trouble and trouble != self._troubles.get(what):
             logs.warning(_log, "feed-failed", what=what, why=trouble)
-        self._troubles = {*self._troubles, trouble} if trouble else set()
+        self._troubles[what] = trouble
 
     def tell(self, task_type: str) -> int:
         """Tell callers in `.get()` whose jobs ended without a message that would; how many."""
@@ -201,8 +201,7 @@ class Maintenance:
 
     def send_forgotten(self, task_type: str) -> int:
         """Send again what SQL knows and the broker does not; how many rows."""
-        with app.connection_or_acquire() as connection:
-            empty = depth(connection, task_type) == 0
+        empty = depth(task_type) == 0
         rows = feed.forgotten(
             self._db,
             task_type,

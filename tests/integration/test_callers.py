@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+import time
 
 import pytest
 from support.stack import eventually, provider
@@ -89,6 +91,42 @@ def test_a_result_waits_for_a_redis_that_is_away(make_stack, sim, own_valkey):
     own_valkey.start()
     assert stack.script(GET) == "completed"
     assert sim.stats()["answered"] == 1
+
+
+def test_every_caller_is_answered_after_redis_was_lost_with_all_it_held(
+    make_stack, sim, own_valkey
+):
+    """The outage is longer than a search for forgotten messages; worker and program live through it."""
+    stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
+    sim.latency(1.0)
+    stack.worker(concurrency=2)
+    program = stack.start(
+        [
+            sys.executable,
+            "-c",
+            """if True:
+            from llmtasks import add_document, process_document
+            def send(n):
+                add_document(f"The text {n} of many.", f"d{n}")
+                return process_document.delay(f"d{n}", "summarize")
+            sent = [send(n) for n in range(10)]
+            print("sent", flush=True)
+            assert sent[0].get(timeout=60)["status"] == "completed"
+            print("first", flush=True)
+            assert all(one.get(timeout=100)["status"] == "completed" for one in sent)
+            print("all", flush=True)
+            assert send(11).get(timeout=60)["status"] == "completed"
+            print("again", flush=True)
+            """,
+        ],
+        "program",
+    )
+    eventually(lambda: "first" in program.output(), "it is at work")
+    own_valkey.stop()
+    time.sleep(5.0)  # longer than FORGOTTEN_S: the search runs into the outage
+    own_valkey.start()
+    eventually(lambda: not program.running, f"it ended: {program.output()}", timeout=120.0)
+    assert program.output().split() == ["sent", "first", "all", "again"]
 
 
 def test_a_job_whose_workers_died_too_often_ends_its_callers_wait(stack, sim):
