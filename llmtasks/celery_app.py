@@ -72,6 +72,11 @@ class Publisher:
             raise BrokerAway(f"the broker refused: {type(value).__name__}") from value
         raise value
 
+    def later(self, action: Callable[[], Any]) -> None:
+        """Do it when the thread is free; not at all while the broker is away."""
+        if self._late is None or not self._late.empty():
+            self._work.put((action, queue.SimpleQueue()))
+
     def _run(self) -> None:
         while True:
             publish, answer = self._work.get()
@@ -107,6 +112,13 @@ def bounded(publish: Callable[[], Any], timeout_s: float) -> Any:
             _publisher = Publisher(timeout_s)
         publisher = _publisher
     return publisher(publish)
+
+
+def later(action: Callable[[], Any]) -> None:
+    """Do a small thing on this process' publisher thread, if it has one; see `Publisher.later`."""
+    # No lock: this is called while objects are dropped, perhaps by the thread that holds it.
+    if (publisher := _publisher) is not None:
+        publisher.later(action)
 
 
 def send(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,7 @@ from llmtasks.celery_app import (
     BrokerAway,
     app,
     bounded,
+    later,
 )
 from llmtasks.errors import (
     ConfigurationError,
@@ -100,6 +102,12 @@ class Result(AsyncResult):  # type: ignore[misc]  # Celery ships no types
             return bounded(subscribe, current().delivery.publish_timeout_s)
         except BrokerAway:
             return self.on_ready.then(callback, on_error)
+
+    def __del__(self) -> None:
+        # Celery unsubscribes here, on whatever thread drops the result, and tries for 20 s when its server
+        # is away.
+        if not sys.is_finalizing():
+            later(super().__del__)
 
 
 class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types

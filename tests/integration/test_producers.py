@@ -231,6 +231,43 @@ def test_a_group_survives_a_broker_that_is_away(make_stack, sim, own_valkey):
     assert stack.finished(group_id)["completed"] == 10
 
 
+def test_a_program_that_lives_through_an_outage_never_waits_long_and_publishes_again(
+    make_stack, sim, own_valkey
+):
+    stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
+    program = stack.talk(
+        """
+        import sys, time
+        import sqlalchemy as sa
+        from llmtasks import add_document, process_document
+        from llmtasks.store.tables import jobs
+        from llmtasks.tasks import database
+        add_document("A text for a long-lived program.", "d")
+        for _ in sys.stdin:
+            started = time.monotonic()
+            sent = process_document.delay("d", "summarize")  # the last result is dropped here
+            seconds = time.monotonic() - started
+            with database().read() as connection:
+                which = sa.select(jobs.c.sent_at).where(jobs.c.job_id == sent.id)
+                published = connection.execute(which).scalar_one() is not None
+            print(f"{seconds:.2f} {published}", flush=True)
+        """
+    )
+
+    def delay() -> tuple[float, bool]:
+        seconds, published = program("go").split()
+        return float(seconds), published == "True"
+
+    assert delay()[1]
+    own_valkey.stop()
+    for _ in range(3):
+        seconds, published = delay()
+        assert seconds < 2.0 + 1.0  # two seconds, and the machine's own pace
+        assert not published
+    own_valkey.start()
+    eventually(lambda: delay()[1], "it publishes again")
+
+
 def test_a_job_cannot_be_run_where_it_is_written(stack):
     error = stack.script(
         """

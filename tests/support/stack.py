@@ -118,6 +118,7 @@ class Stack:
             self._settings[section] = {**self._settings.get(section, {}), **values}
         self._providers = list(providers)
         self._processes: list[Process] = []
+        self._ending = contextlib.ExitStack()
         self.config = home / "llmtasks.toml"
         self.config.write_text(_toml(self._settings, self._providers))
         self.env = {
@@ -188,6 +189,28 @@ class Stack:
         lines = done.stdout.strip().splitlines()
         return json.loads(lines[-1]) if lines else None
 
+    def talk(self, source: str) -> Callable[[str], str]:
+        """Start a user's program that answers each line with a line; how to ask it."""
+        program = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(source)],
+            env=self.env,
+            cwd=self.home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._ending.callback(program.__exit__, None, None, None)
+        self._ending.callback(program.kill)
+
+        def ask(line: str) -> str:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            program.stdin.write(f"{line}\n")
+            program.stdin.flush()
+            return program.stdout.readline()
+
+        return ask
+
     def documents(self, count: int, *, words: int = 40) -> list[str]:
         """Store `count` different short documents; their ids."""
         folder = self.home / "documents"
@@ -256,6 +279,7 @@ class Stack:
             )
 
     def close(self) -> None:
+        self._ending.close()
         for process in self._processes:
             process.end()
         if "database" in vars(self):
