@@ -83,17 +83,9 @@ class ProviderError(LLMTasksError):
     """A model call gave no answer.
 
     `provider` names the provider of the settings; `maybe_paid` says that the provider may have done
-    (and charged) the work although no answer arrived: the outcome is unknown.
+    (and charged) the work although no answer arrived: the outcome is unknown. `retry_after` is the
+    provider's own word on when to come back, in seconds; None when it gave none.
     """
-
-    def __init__(self, message: str = "", *, provider: str = "", maybe_paid: bool = False) -> None:
-        super().__init__(message)
-        self.provider = provider
-        self.maybe_paid = maybe_paid
-
-
-class RateLimitError(ProviderError):
-    """The provider asked to come back after `retry_after` seconds; None when it gave no hint."""
 
     def __init__(
         self,
@@ -103,8 +95,14 @@ class RateLimitError(ProviderError):
         maybe_paid: bool = False,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message, provider=provider, maybe_paid=maybe_paid)
+        super().__init__(message)
+        self.provider = provider
+        self.maybe_paid = maybe_paid
         self.retry_after = retry_after
+
+
+class RateLimitError(ProviderError):
+    """The provider asked to come back after `retry_after` seconds."""
 
 
 class QuotaExhausted(ProviderError):
@@ -124,21 +122,7 @@ class ContextWindowExceeded(RequestRejected):
 
 
 class TransientProviderError(ProviderError):
-    """The call failed for a reason that may be gone next time.
-
-    `retry_after` in seconds when the provider named one (a 503 may), else None.
-    """
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        provider: str = "",
-        maybe_paid: bool = False,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, provider=provider, maybe_paid=maybe_paid)
-        self.retry_after = retry_after
+    """The call failed for a reason that may be gone next time."""
 
 
 class ProviderUnavailable(TransientProviderError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import Protocol
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 
@@ -33,22 +32,16 @@ for _result in ("hit", "miss"):  # a rate over a counter that does not exist yet
     cache_hits.labels(_result)
 
 
-class Exporter(Protocol):
+class Exporter:
     """A running metrics endpoint."""
 
-    url: str
-
-    def close(self) -> None:
-        """Stop serving."""
-
-
-class _Server:
     def __init__(self, host: str, port: int) -> None:
         self._server, self._thread = start_http_server(port, addr=host, registry=REGISTRY)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_port}/metrics"
 
     def close(self) -> None:
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=2.0)
@@ -66,7 +59,7 @@ def serve(host: str, port: int) -> Exporter:
     last: OSError | None = None
     for candidate in range(port, port + PORTS) if port else (0,):
         try:
-            return _Server(host, candidate)
+            return Exporter(host, candidate)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

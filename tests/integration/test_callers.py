@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 
 import pytest
 from support.stack import eventually, provider
@@ -99,7 +98,7 @@ def test_every_caller_is_answered_after_redis_was_lost_with_all_it_held(
     """The outage is longer than a search for forgotten messages; worker and program live through it."""
     stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
     sim.latency(1.0)
-    stack.worker(concurrency=2)
+    worker = stack.worker(concurrency=2)
     program = stack.start(
         [
             sys.executable,
@@ -123,7 +122,7 @@ def test_every_caller_is_answered_after_redis_was_lost_with_all_it_held(
     )
     eventually(lambda: "first" in program.output(), "it is at work")
     own_valkey.stop()
-    time.sleep(5.0)  # longer than FORGOTTEN_S: the search runs into the outage
+    eventually(lambda: "feed-failed" in worker.output(), "maintenance ran into the outage")
     own_valkey.start()
     eventually(lambda: not program.running, f"it ended: {program.output()}", timeout=120.0)
     assert program.output().split() == ["sent", "first", "all", "again"]
