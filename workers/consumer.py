@@ -1,6 +1,9 @@
-"""Celery's consumer, made to survive one way of losing its broker."""
+"""Celery's consumer, made to survive two ways of losing its broker."""
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 from celery.worker import consumer
 
@@ -10,11 +13,12 @@ _log = logs.get("worker")
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no types
-    """Reconnects although the lost connection cannot be closed in order.
+    """Reconnects although the lost connection can neither be closed nor acknowledged to.
 
     Celery 5.7 first collects a lost connection and then closes it; kombu 5.7 then hands unacknowledged
-    messages back through what was collected, and fails with an AttributeError that ends the worker. Those
-    messages are no loss: their rows are sent again.
+    messages back through what was collected, and fails with an AttributeError that ends the worker. A job
+    that ends after that does the same when it acknowledges its message. Those messages are no loss: of an
+    ended job they come again and find its row done, of another its row is sent again.
     """
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
@@ -24,3 +28,16 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
         except AttributeError as error:
             logs.warning(_log, "broker-lost", at=logs.place(error))
             self.connection = None
+
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge or reject in the consumer's loop, if the message's connection is still there."""
+        return super().call_soon_ack(functools.partial(_if_connected, p), *args, **kwargs)
+
+
+def _if_connected(settle: Any, *args: Any, **kwargs: Any) -> Any:
+    """`settle` is a message's own method, `ack_log_error` or `reject_log_error`."""
+    transport = settle.__self__.channel.connection
+    if transport is None or transport.client is None:
+        logs.info(_log, "message-left", why="its connection is gone")
+        return None
+    return settle(*args, **kwargs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+import pytest
 from kombu import Connection
 
 from workers.consumer import Consumer
@@ -21,3 +24,35 @@ def test_a_lost_connection_that_cannot_be_closed_is_let_go():
     consumer.connection = Unclosable("redis://127.0.0.1:1/0")
     consumer.on_connection_error_after_connected(ConnectionError("closed by server"))
     assert consumer.connection is None
+
+
+@pytest.mark.parametrize("settle", ["ack_log_error", "reject_log_error"])
+def test_a_job_that_ends_after_its_connection_ends_no_worker(valkey, settle):
+    connection = Connection(valkey.url)
+    queue = connection.SimpleQueue("left-behind")
+    queue.put("hello")
+    message = queue.get(timeout=10)
+    connection.collect()
+    message.channel._disconnect_pools()  # the server ended
+    with pytest.raises(AttributeError):  # what kombu makes of it
+        getattr(message, settle)(logging.getLogger(), connection.connection_errors)
+
+    consumer = Consumer.__new__(Consumer)
+    consumer.hub = None
+    consumer.call_soon_ack(
+        getattr(message, settle), logging.getLogger(), connection.connection_errors
+    )
+
+
+def test_a_message_of_a_living_connection_is_acknowledged(valkey):
+    with Connection(valkey.url) as connection:
+        queue = connection.SimpleQueue("alive")
+        queue.put("hello")
+        message = queue.get(timeout=10)
+        consumer = Consumer.__new__(Consumer)
+        consumer.hub = None
+        consumer.call_soon_ack(
+            message.ack_log_error, logging.getLogger(), connection.connection_errors
+        )
+        assert message.acknowledged
+        queue.close()
