@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ CONNECT_TIMEOUT_S = 10
 PEER_TIMEOUT_S = 30
 #: Seconds after which PostgreSQL ends a transaction whose client stopped in the middle of it.
 IDLE_TRANSACTION_S = 60
+#: Seconds between two tries to change the journal of a new SQLite file.
+_WAL_RETRY_S = 0.02
 #: The first with UPDATE ... RETURNING.
 OLDEST_SQLITE = (3, 35, 0)
 #: The file of the embedded default, in the data directory.
@@ -224,9 +227,7 @@ def _sqlite(url: URL, pool_size: int) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(dbapi_connection: sqlite3.Connection, _record: object) -> None:
         cursor = dbapi_connection.cursor()
-        # Asked first, because changing it wants the file for itself.
-        if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            cursor.execute("PRAGMA journal_mode = WAL")
+        _use_wal(cursor)
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
@@ -237,6 +238,24 @@ def _sqlite(url: URL, pool_size: int) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Change the file's journal, which is done once in its life and wants the file for itself.
+
+    Of several that do so at once SQLite refuses all but one, without waiting for its busy timeout.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_WAL_RETRY_S)
+        else:
+            return
 
 
 def _postgresql(url: URL, pool_size: int) -> Engine:
