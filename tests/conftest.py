@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +14,20 @@ import pytest
 from support.databases import Postgres, running_postgres, sqlite_template
 from support.fleet import Fleet
 from support.simulated import Simulated, simulated
-from support.stack import Stack
+from support.stack import Stack, is_own
 from support.valkey import RestartableValkey, Valkey, running_valkey
 
 from llmtasks import settings
 from llmtasks.store.engine import Database
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobodys_own_configuration() -> Iterator[None]:
+    """A developer's keys and settings decide nothing here, and are spent by nobody."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in filter(is_own, list(os.environ)):
+            patch.delenv(variable)
+        yield
 
 
 @pytest.fixture(scope="session")

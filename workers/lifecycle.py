@@ -8,25 +8,27 @@ import queue
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps, signals
 
-from llmtasks import admission, logs, metrics, providers, task_types, tasks
+from llmtasks import admission, checks, logs, metrics, providers, task_types, tasks
 from llmtasks.celery_app import app
 from llmtasks.errors import ConfigurationError, LLMTasksError
 from llmtasks.executor import Executor, Watch
 from llmtasks.gateway import Gateway
+from llmtasks.hooks import Hooks
 from llmtasks.jobs import NewJob, Outcome
 from llmtasks.local import EmbeddedServer
 from llmtasks.loop import LoopThread
 from llmtasks.retry import describe
-from llmtasks.settings import Settings, api_key, current
+from llmtasks.settings import Settings, current
 from llmtasks.store import jobs
 from llmtasks.store import workers as leases
-from llmtasks.task_types.base import load_prompt
+from workers.deliveries import Deliveries
 from workers.maintenance import Maintenance
 
 _log = logs.get("worker")
@@ -47,6 +49,7 @@ class Runtime:
         self._closing = contextlib.ExitStack()
         self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()  # reentrant, unlike an Event
         self._closed = threading.Event()
+        self._drained_at: float | None = None
 
     def start(self) -> None:
         """Start everything, in the order it needs; on failure what has started is stopped.
@@ -54,12 +57,15 @@ class Runtime:
         Raises:
             ConfigurationError: before anything runs, naming the key and what to do.
         """
-        keys = check(self.settings)
+        keys = checks.check(self.settings)
+        functions = checks.functions(self.settings)
         with contextlib.ExitStack() as starting:
-            self._start(starting, keys)
+            self._start(starting, keys, functions)
             self._closing = starting.pop_all()
 
-    def _start(self, closing: contextlib.ExitStack, keys: dict[str, str | None]) -> None:
+    def _start(
+        self, closing: contextlib.ExitStack, keys: dict[str, str | None], functions: Hooks
+    ) -> None:
         settings = self.settings
         if settings.embedded:
             server = EmbeddedServer(settings)
@@ -78,10 +84,16 @@ class Runtime:
             loop=loop,
             settings=settings,
             worker_id=self.worker_id,
+            source=functions.source,
         )
         url = self._serve_metrics(closing)
         self._register(url)
         closing.callback(self._sign_off)
+        deliveries = None
+        if functions.sink is not None:
+            deliveries = Deliveries(
+                db=db, sink=functions.sink, settings=settings, worker_id=self.worker_id
+            )
         self.maintenance = Maintenance(
             db=db,
             executor=self.executor,
@@ -93,9 +105,13 @@ class Runtime:
             task_types=[
                 name for name in task_types.names() if task_types.queue(name) in self._queues
             ],
+            deliveries=deliveries,
         )
         self.maintenance.start()
         closing.callback(self.maintenance.stop)
+        if deliveries is not None:
+            deliveries.start()
+            closing.callback(lambda: deliveries.stop(self._drain_left()))
         threading.Thread(target=self._drain_when_wanted, name="llmtasks-drain", daemon=True).start()
         tasks.bind(_handler(self.executor))
         logs.info(
@@ -135,6 +151,7 @@ class Runtime:
         self._wanted.get()
         if self._closed.is_set():
             return
+        self._drained_at = time.monotonic() + self.settings.worker.drain_s
         logs.info(_log, "worker-draining", worker=self.worker_id, calls=self.executor.asking)
         self.maintenance.stop_feeding()
         self._loop.submit(_call(self._gateway.stop))
@@ -146,6 +163,12 @@ class Runtime:
         # Redis or SQL hangs, and a slot or Celery with it: the lease runs out, and others take over.
         logs.error(_log, "drain-gave-up", worker=self.worker_id)
         os._exit(1)
+
+    def _drain_left(self) -> float:
+        """Seconds that are left of the drain."""
+        if self._drained_at is None:
+            return self.settings.worker.drain_s
+        return max(0.0, self._drained_at - time.monotonic())
 
     def close(self) -> None:
         """Stop everything, in the reverse order. The slots have ended before."""
@@ -182,29 +205,6 @@ class Runtime:
     def _sign_off(self) -> None:
         with contextlib.suppress(LLMTasksError):  # no database: the lease runs out by itself
             leases.remove(tasks.database(), self.worker_id)
-
-
-def check(settings: Settings) -> dict[str, str | None]:
-    """What a worker needs beyond valid settings: providers, and their keys by provider name.
-
-    Raises:
-        ConfigurationError: naming what is missing and how to give it.
-    """
-    if not settings.providers:
-        raise ConfigurationError(
-            "providers: none is configured; add a [[providers]] section to llmtasks.toml"
-            " (see the README), or try `make demo`"
-        )
-    for name in settings.tasks:
-        if name not in task_types.names():
-            raise ConfigurationError(
-                f"tasks.{name}: there is no such task type; there are: "
-                + ", ".join(task_types.names())
-            )
-    keys = {provider.name: api_key(provider) for provider in settings.providers}
-    for name in task_types.names():
-        load_prompt(task_types.get(name), settings.prompts.dir)
-    return keys
 
 
 def connect() -> None:
@@ -253,7 +253,7 @@ def connect() -> None:
 
 
 def _validate(**_: Any) -> None:
-    check(current())
+    checks.check(current())
 
 
 def _revoked(request: Any = None, **_: Any) -> None:

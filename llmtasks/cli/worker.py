@@ -7,7 +7,7 @@ import warnings
 
 import click
 
-from llmtasks import task_types
+from llmtasks import checks, task_types
 from llmtasks.errors import UsageError
 from llmtasks.settings import current
 
@@ -26,10 +26,9 @@ def worker(concurrency: int | None, queues: str | None, name: str | None) -> Non
     another one takes its jobs.
     """
     chosen = _queues(queues)
-    from workers import lifecycle
     from workers.app import app
 
-    lifecycle.check(current())
+    checks.check(current())
     # Celery warns root of pickles in messages; here messages are JSON and nothing else is accepted.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser")
     app.worker_main(

@@ -37,6 +37,11 @@ PATIENCE_S = 90.0
 T = TypeVar("T")
 
 
+def is_own(variable: str) -> bool:
+    """Whether a variable of the developer's would configure what a test starts."""
+    return variable.startswith("LLMTASKS_") or variable.endswith(("_API_KEY", "_BASE_URL"))
+
+
 def eventually(condition: Callable[[], T], what: str, timeout: float = PATIENCE_S) -> T:
     """Wait until the condition holds; its value."""
     deadline = time.monotonic() + timeout
@@ -122,7 +127,7 @@ class Stack:
         self.config = home / "llmtasks.toml"
         self.config.write_text(_toml(self._settings, self._providers))
         self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("LLMTASKS_")},
+            **{k: v for k, v in os.environ.items() if not is_own(k)},
             "LLMTASKS_CONFIG": str(self.config),
             "PYTHONPATH": str(ROOT),
             "HOME": str(home),
