@@ -9,19 +9,23 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import logging
+import os
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import msgspec
-
 from llmtasks import logs, metrics, task_types
+from llmtasks.documents import read_bytes
 from llmtasks.errors import (
-    ConfigurationError,
+    DocumentNotFound,
+    DocumentSourceFailed,
+    InvalidDocument,
     JobError,
     LLMTasksError,
     NotNow,
@@ -29,19 +33,20 @@ from llmtasks.errors import (
     by_name,
 )
 from llmtasks.gateway import Answer, Call, Gateway, Journal, Question
+from llmtasks.hooks import Source
 from llmtasks.jobs import Completed, Elsewhere, Job, JobState, NewJob, Outcome, Parked
 from llmtasks.loop import LoopThread, Running
 from llmtasks.messages import Completion, FinishReason, Request, Usage
+from llmtasks.planning import Plan, plan
 from llmtasks.providers.prices import cost_usd
-from llmtasks.settings import Provider, Settings, Task
+from llmtasks.retry import Retry, decide, describe
+from llmtasks.settings import Provider, Settings
 from llmtasks.store import calls, documents, jobs, results
 from llmtasks.store.calls import NewCall
 from llmtasks.store.engine import Database
 from llmtasks.store.jobs import ClaimedJob
 from llmtasks.store.results import NewResult
-from llmtasks.task_types.base import load_prompt
-from llmtasks.text.keys import answer_key, request_key
-from llmtasks.text.tokens import request_tokens
+from llmtasks.text.keys import request_key
 
 T = TypeVar("T")
 
@@ -49,6 +54,9 @@ _log = logs.get("executor")
 
 #: Seconds between two tries of a statement that the database did not answer.
 STORE_RETRY_S = 1.0
+
+#: A PDF is converted by a process of its own, so not for every slot at once.
+_reading = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 #: Seconds without events after one that could not be sent.
 SILENT_S = 30.0
@@ -71,6 +79,7 @@ class Executor:
         loop: The process' one asyncio loop.
         settings: The whole configuration.
         worker_id: The lease that the claimed rows carry.
+        source: Gives the texts that are not in the database; None: those are not found.
     """
 
     def __init__(
@@ -81,12 +90,15 @@ class Executor:
         loop: LoopThread,
         settings: Settings,
         worker_id: str,
+        source: Source | None = None,
     ) -> None:
         self.db = db
         self.gateway = gateway
         self.loop = loop
         self.settings = settings
         self.worker_id = worker_id
+        self.source = source
+        self.to_sink = settings.results.sink is not None
         self._asking: dict[tuple[str, int], Running[Answer]] = {}
         self._given_up: set[str] = set()
         self._active: dict[str, int] = {}
@@ -219,7 +231,9 @@ class _Run:
         """Work, then move the row to where it belongs."""
         try:
             result = self._work()
-            held = self.executor.persist(lambda: jobs.complete(self.db, self.job, result))
+            held = self.executor.persist(
+                lambda: jobs.complete(self.db, self.job, result, to_sink=self.executor.to_sink)
+            )
         except NotNow as wait:
             return self._park(wait)
         except concurrent.futures.CancelledError:
@@ -237,41 +251,19 @@ class _Run:
         return Completed(described(self.job, result))
 
     def _work(self) -> NewResult:
-        kind = task_types.get(self.job.task_type)
-        options = task_types.parse_options(self.job.task_type, self.job.options)
-        providers = self.settings.providers_for(self.job.task_type)
-        if not providers:
-            raise ConfigurationError(f"no provider is configured for {self.job.task_type}")
-        prompt = _prompt(self.job.task_type, self.settings.prompts.dir)
-        task = self.settings.task(self.job.task_type)
-        document = self.executor.persist(
-            lambda: documents.load(
-                self.db, self.job.tenant, self.job.document_id, self.job.document_hash
-            )
-        )
-        models = [(p.kind, p.model, p.base_url) for p in providers]
-        key = None
-        if self.settings.is_shared(task.temperature):
-            key = answer_key(
-                tenant=self.job.tenant,
-                task_type=self.job.task_type,
-                options=msgspec.to_builtins(options),
-                document_hash=document.content_hash,
-                prompt_sha256=prompt.sha256,
-                models=models,
-                temperature=task.temperature,
-                max_output_tokens=task.max_output_tokens,
-                schema=kind.output_schema(options),
-            )
+        asked = plan(self.settings, self.job.task_type, self.job.options)
+        document = self._document()
+        key = asked.answer_key(self.job.tenant, document.content_hash)
         if (stored := self._stored(key)) is not None:
             return stored
         if self.job.resumed:
             self.paid_before = self.executor.persist(
                 lambda: calls.answers(self.db, self.job.job_id)
             )
-        context = _Context(self, providers, models, prompt, task)
-        output = kind.run(
-            task_types.Document(document.document_id, document.text), options, context
+        output = asked.kind.run(
+            task_types.Document(document.document_id, document.text),
+            asked.options,
+            _Context(self, asked),
         )
         usage, cost = self._spent()
         last = self.last
@@ -280,11 +272,52 @@ class _Run:
             output=output,
             provider=last.provider if last else None,
             model=last.model if last else None,
-            prompt_hash=prompt.sha256,
+            prompt_hash=asked.prompt.sha256,
             usage=usage,
             cost_usd=cost,
             cached=not self.journal.calls and not self.paid_before,
             seconds=last.latency_s if last and self.journal.calls else 0.0,
+        )
+
+    def _document(self) -> documents.Document:
+        """The stored text; where there is none, that of the user's own store."""
+        job, source = self.job, self.executor.source
+        try:
+            return self.executor.persist(
+                lambda: documents.load(self.db, job.tenant, job.document_id, job.document_hash)
+            )
+        except DocumentNotFound:
+            if source is None or job.document_hash is not None:
+                raise
+        try:
+            return self._fetched(source)
+        except DocumentSourceFailed as error:
+            at = logs.place(error.__cause__ or error)
+            logs.warning(_log, "source-failed", job=job.job_id, why=error, at=at)
+            policy = self.settings.retry
+            decision = decide(error, self.journal.attempts, policy, random.random())
+            if not isinstance(decision, Retry):
+                raise
+            self.journal.attempts += 1
+            raise NotNow(describe(error), delay=decision.delay) from error
+
+    def _fetched(self, source: Source) -> documents.Document:
+        """What the user's function gives, checked like a text that is added. It stays where it is."""
+        job = self.job
+        found = source(job.document_id, job.tenant)
+        text = _text(found, job.document_id, self.settings.documents.max_bytes)
+        document = documents.NewDocument(
+            document_id=job.document_id,
+            text=text,
+            content_hash=_content_hash(text),
+            tenant=job.tenant,
+        )
+        documents.check(document)
+        return documents.Document(
+            document_id=job.document_id,
+            tenant=job.tenant,
+            content_hash=document.content_hash,
+            text=text,
         )
 
     def _stored(self, key: str | None) -> NewResult | None:
@@ -379,7 +412,10 @@ class _Run:
     def _fail(self, error: LLMTasksError) -> Outcome:
         """End the row with this error and raise it, if the row is still ours to end."""
         name, message = type(error).__name__, str(error)
-        if not self.executor.persist(lambda: jobs.fail(self.db, self.job, name, message)):
+        held = self.executor.persist(
+            lambda: jobs.fail(self.db, self.job, name, message, to_sink=self.executor.to_sink)
+        )
+        if not held:
             return self._lost()
         self._ended("failed", logging.WARNING, error=name, why=message)
         raise error from None
@@ -411,25 +447,17 @@ class _Run:
 class _Context:
     """What a task type sees of the world."""
 
-    def __init__(
-        self,
-        run: _Run,
-        providers: Sequence[Provider],
-        models: Sequence[tuple[str, str, str | None]],
-        prompt: task_types.Prompt,
-        task: Task,
-    ) -> None:
-        self.prompt = prompt
-        self.temperature = task.temperature
-        self.max_output_tokens = task.max_output_tokens
+    def __init__(self, run: _Run, asked: Plan) -> None:
+        self.prompt = asked.prompt
+        self.temperature = asked.temperature
+        self.max_output_tokens = asked.max_output_tokens
         self._run = run
-        self._providers = providers
-        self._models = models
+        self._asked = asked
 
     def ask(self, request: Request, accept: Callable[[str], T]) -> T:
         """Ask a model, wait, and accept its answer; see `task_types.TaskContext`."""
         run = self._run
-        key = request_key(run.job.tenant, self._models, request)
+        key = request_key(run.job.tenant, self._asked.models, request)
         if (paid := run.paid_before.get(key)) is not None:
             run.last = _completion(paid)
             return accept(paid.answer)
@@ -438,8 +466,8 @@ class _Context:
             key=key,
             shared=run.settings.is_shared(self.temperature),
             fresh=run.job.fresh,
-            providers=tuple(provider.name for provider in self._providers),
-            input_tokens=max(request_tokens(request, p.model) for p in self._providers),
+            providers=tuple(provider.name for provider in self._asked.providers),
+            input_tokens=max(self._asked.input_tokens(request).values()),
             accept=accept,
         )
         recorded = len(run.journal.calls)
@@ -447,7 +475,7 @@ class _Context:
             answer = run.wait(run.executor.ask(run.job, question, run.journal))
         finally:
             run.executor.asked(run.job)
-            run.record(run.journal.calls[recorded:], self._providers)
+            run.record(run.journal.calls[recorded:], self._asked.providers)
         run.last = answer.completion
         output: T = answer.output
         return output
@@ -475,10 +503,29 @@ def described(job: NewJob, result: NewResult) -> dict[str, Any]:
     }
 
 
-@functools.cache
-def _prompt(task_type: str, directory: str | None) -> task_types.Prompt:
-    """Read once per process: a changed prompt file is another deployment."""
-    return load_prompt(task_types.get(task_type), directory)
+def _text(found: str | bytes, document_id: str, max_bytes: int) -> str:
+    """What the user's function gave, as text; bytes are read like a file's.
+
+    Raises:
+        InvalidDocument: it is too large, or no text; names the id.
+    """
+    if isinstance(found, str):
+        if len(found.encode(errors="surrogatepass")) > max_bytes:
+            raise InvalidDocument(
+                f"document {document_id!r}: is larger than {max_bytes:,} bytes"
+                " (documents.max_bytes in the settings)"
+            )
+        return found
+    try:
+        with _reading:
+            return read_bytes(found, max_bytes).text
+    except InvalidDocument as error:
+        raise InvalidDocument(f"document {document_id!r}: {error}") from None
+
+
+def _content_hash(text: str) -> str:
+    # A lone surrogate is refused afterwards, with the name of its document.
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _reused(stored: NewResult) -> NewResult:

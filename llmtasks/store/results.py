@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class ResultRow:
     """
 
     job_id: str
+    batch_id: str | None
+    tenant: str
     document_id: str
     task_type: str
     state: JobState
@@ -102,6 +104,22 @@ def find(db: Database, tenant: str, answer_key: str) -> Result | None:
     )
 
 
+def answered(db: Database, tenant: str, answer_keys: Sequence[str]) -> set[str]:
+    """Those of the questions that have a stored answer."""
+    found: set[str] = set()
+    with db.read() as connection:
+        for start in range(0, len(answer_keys), PAGE):
+            page = answer_keys[start : start + PAGE]
+            found.update(
+                connection.execute(
+                    sa.select(results.c.answer_key)
+                    .where(results.c.tenant == tenant, results.c.answer_key.in_(page))
+                    .distinct()
+                ).scalars()
+            )
+    return found
+
+
 def rows(
     db: Database,
     batch_id: str | None = None,
@@ -123,6 +141,13 @@ def rows(
     else:
         raise ValueError("name a batch, a job or a document")
     return _pages(db, which) if is_storable(name) else iter(())
+
+
+def of_jobs(db: Database, job_ids: Sequence[str]) -> dict[str, ResultRow]:
+    """The rows of these jobs, as they are now. At most PAGE ids at once."""
+    with db.read() as connection:
+        found = connection.execute(_ROWS.where(jobs.c.job_id.in_(job_ids))).all()
+    return {row.job_id: _result_row(row) for row in found}
 
 
 def _one(db: Database, which: ColumnElement[bool], name: str) -> Result | None:
@@ -150,31 +175,32 @@ def _result(row: Row[Any]) -> Result:
     )
 
 
+#: What a ResultRow is made of.
+_ROWS = sa.select(
+    jobs.c.seq,
+    jobs.c.job_id,
+    jobs.c.batch_id,
+    jobs.c.tenant,
+    jobs.c.document_id,
+    jobs.c.task_type,
+    jobs.c.state,
+    jobs.c.error_type,
+    jobs.c.error_message,
+    results.c.output,
+    results.c.provider,
+    results.c.model,
+    results.c.input_tokens,
+    results.c.output_tokens,
+    results.c.cached_input_tokens,
+    results.c.cost_usd,
+    results.c.cached,
+    results.c.seconds,
+    results.c.job_id,
+).join_from(jobs, results, jobs.c.job_id == results.c.job_id, isouter=True)
+
+
 def _pages(db: Database, which: ColumnElement[bool]) -> Iterator[ResultRow]:
-    query = (
-        sa.select(
-            jobs.c.seq,
-            jobs.c.job_id,
-            jobs.c.document_id,
-            jobs.c.task_type,
-            jobs.c.state,
-            jobs.c.error_type,
-            jobs.c.error_message,
-            results.c.output,
-            results.c.provider,
-            results.c.model,
-            results.c.input_tokens,
-            results.c.output_tokens,
-            results.c.cached_input_tokens,
-            results.c.cost_usd,
-            results.c.cached,
-            results.c.seconds,
-        )
-        .join_from(jobs, results, jobs.c.job_id == results.c.job_id, isouter=True)
-        .where(which, jobs.c.seq > sa.bindparam("after"))
-        .order_by(jobs.c.seq)
-        .limit(PAGE)
-    )
+    query = _ROWS.where(which, jobs.c.seq > sa.bindparam("after")).order_by(jobs.c.seq).limit(PAGE)
     after = 0
     while True:
         with db.read() as connection:
@@ -188,6 +214,8 @@ def _pages(db: Database, which: ColumnElement[bool]) -> Iterator[ResultRow]:
 def _result_row(row: Row[*tuple[Any, ...]]) -> ResultRow:
     return ResultRow(
         job_id=row.job_id,
+        batch_id=row.batch_id,
+        tenant=row.tenant,
         document_id=row.document_id,
         task_type=row.task_type,
         state=JobState(row.state),

@@ -5,6 +5,8 @@ and whose object is a subclass of `TaskType`:
 
     [project.entry-points."llmtasks.task_types"]
     classify = "my_package.classify:Classify"
+
+What such a module needs is importable from here; `docs/examples/classify` is a whole package.
 """
 
 from __future__ import annotations
@@ -21,27 +23,34 @@ from typing import Any
 
 import msgspec
 
-from llmtasks.errors import ConfigurationError, InvalidOption, UnknownTaskType
+from llmtasks.errors import ConfigurationError, InvalidOption, OutputInvalid, UnknownTaskType
 from llmtasks.task_types.base import (
+    LONGEST_ANSWER,
     Document,
     Options,
     Prompt,
     TaskContext,
     TaskType,
+    decode,
     load_prompt,
+    strict_schema,
 )
 
 __all__ = [
+    "LONGEST_ANSWER",
     "Document",
     "Options",
+    "OutputInvalid",
     "Prompt",
     "TaskContext",
     "TaskType",
+    "decode",
     "get",
     "load_prompt",
     "names",
     "parse_options",
     "queue",
+    "strict_schema",
     "validate_options",
 ]
 
@@ -171,6 +180,7 @@ def _loaders() -> Mapping[str, Callable[[], TaskType[Any]]]:
     loaders: dict[str, Callable[[], TaskType[Any]]] = {
         name: functools.partial(_built_in, path) for name, path in _BUILT_IN.items()
     }
+    owners = dict.fromkeys(_BUILT_IN, "llmtasks itself")
     found = sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda one: one.name)
     for entry in found:
         source = _distribution(entry)
@@ -181,8 +191,10 @@ def _loaders() -> Mapping[str, Callable[[], TaskType[Any]]]:
             )
         if entry.name in loaders:
             raise ConfigurationError(
-                f"{source}: the task type {entry.name} exists already; uninstall one of the two"
+                f"{source}: the task type {entry.name} exists already, in {owners[entry.name]};"
+                " uninstall one of the two, or rename one"
             )
+        owners[entry.name] = source
         loaders[entry.name] = functools.partial(_added, entry)
     return loaders
 
@@ -206,6 +218,11 @@ def _added(entry: metadata.EntryPoint) -> TaskType[Any]:
         raise ConfigurationError(
             f"{source}: the task type {entry.name}: {entry.value} is no subclass of TaskType"
         )
+    for attribute in ("name", "options"):
+        if not hasattr(task_type, attribute):
+            raise ConfigurationError(
+                f"{source}: the task type {entry.name}: {entry.value} has no `{attribute}`"
+            )
     if task_type.name != entry.name:
         raise ConfigurationError(
             f"{source}: the task type {entry.name} calls itself {task_type.name!r}"

@@ -68,8 +68,8 @@ class Prompt:
 T = TypeVar("T")
 
 
-class TaskContext(Protocol):
-    """What a task type may do to the outside. `max_output_tokens` is the user's own limit, if any."""
+class Terms(Protocol):
+    """What every question of a task type is made with."""
 
     @property
     def prompt(self) -> Prompt:
@@ -82,6 +82,10 @@ class TaskContext(Protocol):
     @property
     def max_output_tokens(self) -> int | None:
         """The answer limit of the settings in tokens; None: the task type's own estimate."""
+
+
+class TaskContext(Terms, Protocol):
+    """What a task type may do to the outside."""
 
     def ask(self, request: Request, accept: Callable[[str], T]) -> T:
         """Ask a model for a whole answer; what `accept` makes of its text. Blocks.
@@ -133,6 +137,10 @@ class TaskType(ABC, Generic[O]):
         answer surely needs. A cut answer is asked for again with more room.
         """
 
+    def expected_output_tokens(self, document: Document, options: O) -> int:
+        """Tokens an answer is likely to have, for estimates: half the limit, unless one knows better."""
+        return self.max_output_tokens(document, options) // 2
+
     @abstractmethod
     def accept(self, answer: str, document: Document, options: O) -> Any:
         """The output in a good answer. Pure: the same answer may be judged again, by a job that reuses it.
@@ -146,17 +154,14 @@ class TaskType(ABC, Generic[O]):
         """What the watching user should know about an accepted answer; mostly nothing."""
         return ""
 
-    def request(self, document: Document, options: O, context: TaskContext) -> Request:
+    def request(self, document: Document, options: O, terms: Terms) -> Request:
         """The one question of this task type."""
         values = dict(self.values(options))
         return Request(
-            system=_render(context.prompt.system, values),
-            prompt=_render(
-                context.prompt.template, values | {"document": delimited(document.text)}
-            ),
-            max_output_tokens=context.max_output_tokens
-            or self.max_output_tokens(document, options),
-            temperature=context.temperature,
+            system=_render(terms.prompt.system, values),
+            prompt=_render(terms.prompt.template, values | {"document": delimited(document.text)}),
+            max_output_tokens=terms.max_output_tokens or self.max_output_tokens(document, options),
+            temperature=terms.temperature,
             output_schema=self.output_schema(options),
             schema_name=self.name,
         )
@@ -270,6 +275,10 @@ def load_prompt(task_type: TaskType[Any], directory: str | None = None) -> Promp
             path = folder / path.name
     try:
         source = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"task type {task_type.name}: its package ships no prompt: there is no file {path}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}") from None
     try:

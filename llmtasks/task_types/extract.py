@@ -25,6 +25,8 @@ from llmtasks.text import tokens
 _PER_ENTITY = 28
 _LEAST_TOKENS = 256
 _MOST_TOKENS = 4096
+#: The JSON of an answer without any entity.
+_EMPTY_TOKENS = 12
 
 _TYPE = re.compile(r"[^\W\d_][\w -]{0,39}")
 _MOST_TYPES = 32
@@ -86,6 +88,11 @@ class Extract(TaskType[ExtractOptions]):
         """As much as the document has (more than prose needs), within the asked number of entities."""
         size = _LEAST_TOKENS + tokens.estimate(document.text)
         return min(max(size, _LEAST_TOKENS), 64 + options.max_entities * _PER_ENTITY, _MOST_TOKENS)
+
+    def expected_output_tokens(self, document: Document, options: ExtractOptions) -> int:
+        """Prose names something every other line, and its JSON is as long as half of it."""
+        most = self.max_output_tokens(document, options)
+        return min(_EMPTY_TOKENS + tokens.estimate(document.text) // 2, most)
 
     def accept(self, answer: str, document: Document, options: ExtractOptions) -> dict[str, Any]:
         """The entities that the document holds, each once, in the answer's order.

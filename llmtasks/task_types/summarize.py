@@ -71,13 +71,15 @@ class Summarize(TaskType[SummarizeOptions]):
 
     def max_output_tokens(self, document: Document, options: SummarizeOptions) -> int:
         """The asked words at the tokens per word of the document's language, half as much again, and some."""
-        size = tokens.estimate(document.text)
-        per_word = min(max(size / max(language.word_count(document.text), 1), 1.4), 6.0)
-        if options.language is not None:
-            per_word = max(per_word, 3.0)
+        size, per_word = _measured(document, options)
         # A summary is no longer than its document, except a little where that is a line or two.
         words = min(options.max_words * per_word * 1.5, 2.0 * size)
         return min(64 + int(words), LONGEST_ANSWER)
+
+    def expected_output_tokens(self, document: Document, options: SummarizeOptions) -> int:
+        """Models stay below the words they may use, and well below the document's own."""
+        size, per_word = _measured(document, options)
+        return max(1, int(min(0.75 * options.max_words * per_word, 0.5 * size)))
 
     def accept(self, answer: str, document: Document, options: SummarizeOptions) -> str:
         """The summary without fence and preamble.
@@ -96,3 +98,10 @@ class Summarize(TaskType[SummarizeOptions]):
         if words > options.max_words and summary.split() == document.text.split():
             raise OutputInvalid("the answer is a copy of the document, not a summary")
         return summary
+
+
+def _measured(document: Document, options: SummarizeOptions) -> tuple[int, float]:
+    """Tokens of the document, and of a word of the summary."""
+    size = tokens.estimate(document.text)
+    per_word = min(max(size / max(language.word_count(document.text), 1), 1.4), 6.0)
+    return size, per_word if options.language is None else max(per_word, 3.0)

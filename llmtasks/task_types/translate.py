@@ -81,6 +81,12 @@ class Translate(TaskType[TranslateOptions]):
         factor = _tokens_per_source_token(document.text, options.target_language)
         return min(128 + int(size * factor), LONGEST_ANSWER)
 
+    def expected_output_tokens(self, document: Document, options: TranslateOptions) -> int:
+        """The limit has a third to spare."""
+        size = tokens.estimate(document.text)
+        factor = _tokens_per_source_token(document.text, options.target_language)
+        return max(1, int(0.75 * size * factor))
+
     def accept(self, answer: str, document: Document, options: TranslateOptions) -> str:
         """The translation without fence and preamble.
 

@@ -75,6 +75,16 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
         load_prompt(task_types.get("summarize"), str(tmp_path))
 
 
+def test_a_package_that_ships_no_prompt_is_told_so():
+    class Unshipped(type(task_types.get("summarize"))):
+        name = "unshipped"
+
+    with pytest.raises(
+        ConfigurationError, match=r"unshipped: its package ships no prompt: .*\.md$"
+    ):
+        load_prompt(Unshipped())
+
+
 def test_what_a_document_writes_in_braces_stays_as_it_is():
     text = "Use {{max_words}} and {{document}} and {{unknown}}."
     kind, options = task_types.get("summarize"), task_types.parse_options("summarize", {})

@@ -126,6 +126,15 @@ class Classify(TaskType[Options]):
 class Other(Classify):
     name = "another"
 
+class Bare(TaskType):
+    name = "classify"
+
+    def max_output_tokens(self, document, options):
+        return 16
+
+    def accept(self, answer, document, options):
+        return answer
+
 not_one = dict
 """
 
@@ -175,6 +184,7 @@ def test_an_installed_package_adds_a_task_type(install):
         ),
         ("classify = acme_tasks:not_one", "is no subclass of TaskType"),
         ("classify = acme_tasks:Other", "calls itself 'another'"),
+        ("classify = acme_tasks:Bare", "has no `options`"),
     ],
 )
 def test_a_broken_one_names_its_package_and_leaves_the_others_alone(install, point, message):
@@ -189,7 +199,7 @@ def test_a_broken_one_names_its_package_and_leaves_the_others_alone(install, poi
 @pytest.mark.parametrize(
     ("point", "message"),
     [
-        ("summarize = acme_tasks:Classify", "the task type summarize exists already"),
+        ("summarize = acme_tasks:Classify", "the task type summarize exists already, in llmtasks"),
         ("Bad Name = acme_tasks:Classify", "the task type name 'Bad Name' is not allowed"),
     ],
 )
@@ -202,5 +212,7 @@ def test_a_name_is_taken_once_and_well_formed(install, point, message):
 def test_two_packages_with_one_name_are_told_apart(install):
     install("classify = acme_tasks:Classify")
     install("classify = acme_tasks:Classify", name="zeta-tasks")
-    with pytest.raises(ConfigurationError, match=r"package (acme|zeta)-tasks: .* exists already"):
+    with pytest.raises(
+        ConfigurationError, match=r"package (acme|zeta)-tasks: .* in package (acme|zeta)-tasks;"
+    ):
         task_types.names()

@@ -1,0 +1,149 @@
+"""What a job asks, and what it will cost, without asking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmtasks import estimates, task_types
+from llmtasks.errors import ConfigurationError
+from llmtasks.planning import Plan, plan
+from llmtasks.settings import Provider, Settings, Task
+from llmtasks.store.documents import NewDocument
+from llmtasks.store.engine import Database
+from llmtasks.store.schema import upgrade
+from llmtasks.task_types import Document
+from llmtasks.text.tokens import request_tokens
+
+WORDS = ("the", "a", "ship", "harbour", "left", "Bergen", "1921", ",", ".")
+MINI = Provider(name="mini", kind="openai", model="gpt-4o-mini", api_key_env="K")
+HAIKU = Provider(name="haiku", kind="anthropic", model="claude-haiku-4-5", api_key_env="K")
+
+
+def document(name: str, text: str = "The ship left the harbour at noon. " * 20) -> NewDocument:
+    return NewDocument(document_id=name, text=text, content_hash=f"hash of {text}")
+
+
+def planned(*providers: Provider, task: str = "summarize", **options: object) -> Plan:
+    return plan(Settings(providers=providers), task, options)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Database:
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    upgrade(url)
+    return Database(url)
+
+
+def estimated(db: Database, asked: Plan, *documents: NewDocument) -> estimates.Estimate:
+    estimator = estimates.Estimator(asked, db)
+    estimator.add(documents)
+    return estimator.estimate()
+
+
+def test_no_provider_for_a_task_type_is_one_clear_error() -> None:
+    with pytest.raises(ConfigurationError, match="no provider is configured for summarize"):
+        planned()
+
+
+def test_any_change_of_the_question_changes_its_name() -> None:
+    names = {
+        planned(MINI).answer_key("default", "h"),
+        planned(MINI).answer_key("other", "h"),
+        planned(MINI).answer_key("default", "h2"),
+        planned(MINI, max_words=50).answer_key("default", "h"),
+        planned(MINI, HAIKU).answer_key("default", "h"),
+        planned(served_by("gpt-4o")).answer_key("default", "h"),
+        planned(MINI, task="extract").answer_key("default", "h"),
+    }
+    assert len(names) == 7
+    assert planned(MINI, HAIKU).answer_key("d", "h") == planned(HAIKU, MINI).answer_key("d", "h")
+
+
+def served_by(model: str) -> Provider:
+    return Provider(name="mini", kind="openai", model=model, api_key_env="K")
+
+
+def test_answers_at_a_high_temperature_have_no_name() -> None:
+    settings = Settings(providers=(MINI,), tasks={"summarize": Task(temperature=0.9)})
+    assert plan(settings, "summarize", {}).answer_key("default", "h") is None
+
+
+def test_input_tokens_are_those_of_the_very_question(empty: Database) -> None:
+    new = document("a")
+    asked = planned(MINI)
+    request = asked.request(Document("a", new.text))
+    assert estimated(empty, asked, new).input_tokens == request_tokens(request, "gpt-4o-mini")
+
+
+def test_the_same_text_twice_is_one_call(empty: Database) -> None:
+    found = estimated(empty, planned(MINI), document("a"), document("b"), document("c", "Other."))
+    assert (found.documents, found.calls, found.repeated) == (3, 2, 1)
+
+
+def test_an_unknown_price_is_unknown_and_not_zero(empty: Database) -> None:
+    own = Provider(name="own", kind="openai", model="my-model", base_url="http://127.0.0.1:1/v1")
+    found = estimated(empty, planned(own), document("a"))
+    assert found.cost_usd is None
+    assert found.most_cost_usd is None
+    # One unknown price makes the sum unknown.
+    assert estimated(empty, planned(own, MINI), document("a")).cost_usd is None
+
+
+def test_nothing_to_ask_costs_nothing(empty: Database) -> None:
+    found = estimated(empty, planned(MINI))
+    assert (found.calls, found.cost_usd, found.seconds) == (0, 0, None)
+
+
+def test_a_document_that_fits_no_provider_is_named_with_its_reason(empty: Database) -> None:
+    small = Provider(
+        name="small", kind="openai", model="m", base_url="http://127.0.0.1:1/v1", context_window=800
+    )
+    found = estimated(empty, planned(small), document("a"), document("long", "word " * 5_000))
+    assert found.calls == 1
+    assert list(found.unfit) == ["long"]
+    assert "context window 800" in found.unfit["long"]
+
+
+def test_calls_are_split_by_weight_and_a_standby_gets_none(empty: Database) -> None:
+    def weighted(name: str, weight: float) -> Provider:
+        return Provider(
+            name=name, kind="openai", model="gpt-4o-mini", api_key_env="K", weight=weight
+        )
+
+    asked = planned(weighted("a", 3.0), weighted("b", 1.0), weighted("standby", 0.0))
+    found = estimated(empty, asked, *(document(f"d{n}", f"Text number {n}.") for n in range(8)))
+    assert {share.provider: share.calls for share in found.shares} == {"a": 6.0, "b": 2.0}
+
+
+def test_the_slowest_limit_says_how_long_it_takes(empty: Database) -> None:
+    slow = Provider(
+        name="slow",
+        kind="openai",
+        model="gpt-4o-mini",
+        api_key_env="K",
+        requests_per_minute=30,
+        tokens_per_minute=1_000_000,
+    )
+    found = estimated(
+        empty, planned(slow), *(document(f"d{n}", f"Text number {n}.") for n in range(10))
+    )
+    assert found.seconds == pytest.approx(20.0)
+
+
+@given(
+    words=st.lists(
+        st.sampled_from(WORDS),
+        min_size=1,
+    ),
+    name=st.sampled_from(["summarize", "extract", "translate"]),
+)
+def test_what_is_likely_is_never_more_than_what_is_allowed(words: list[str], name: str) -> None:
+    kind = task_types.get(name)
+    options = task_types.parse_options(name, {"target_language": "es"} if name[0] == "t" else {})
+    text = Document("d", " ".join(words))
+    likely = kind.expected_output_tokens(text, options)
+    assert 0 < likely <= kind.max_output_tokens(text, options)
