@@ -13,6 +13,7 @@ from llmtasks.errors import (
     AdmissionUnavailable,
     AttemptsExhausted,
     AuthenticationFailed,
+    DocumentSourceFailed,
     LLMTasksError,
     QuotaExhausted,
     RateLimitError,
@@ -75,6 +76,8 @@ def decide(
                     )
                 )
             return Retry(max(backoff(attempt, policy, jitter), error.retry_after or 0.0))
+        case DocumentSourceFailed() if attempt < policy.max_attempts:
+            return Retry(backoff(attempt, policy, jitter))
         case _:
             return Fail(error)
 

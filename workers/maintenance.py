@@ -26,6 +26,7 @@ from llmtasks.store.engine import Database
 from llmtasks.store.feed import Sendable
 from llmtasks.task_types import queue as queue_of
 from llmtasks.tasks import message_options
+from workers.deliveries import Deliveries
 
 _log = logs.get("maintenance")
 
@@ -56,6 +57,7 @@ class Maintenance:
         worker_id: str,
         register: Callable[[], None],
         task_types: Sequence[str],
+        deliveries: Deliveries | None = None,
     ) -> None:
         self._db = db
         self._executor = executor
@@ -65,6 +67,7 @@ class Maintenance:
         self._worker_id = worker_id
         self._register = register
         self._task_types = tuple(task_types)
+        self._deliveries = deliveries
         self._stopping = threading.Event()
         self._not_feeding = threading.Event()
         self._steady_since = time.monotonic()
@@ -120,6 +123,8 @@ class Maintenance:
             self._register()
         self._executor.cancel(jobs.running_cancelled(self._db, self._worker_id))
         self._release_strays()
+        if self._deliveries is not None:
+            self._deliveries.renew()
         if time.monotonic() - self._steady_since >= self._beat_s:
             self._take_over()
 
@@ -133,7 +138,8 @@ class Maintenance:
         self._strays = strays  # a claim on its way looks the same: only those seen twice are strays
 
     def _take_over(self) -> None:
-        reaped = leases.reap(self._db, self._settings.delivery.max_crashes)
+        to_sink = self._settings.results.sink is not None
+        reaped = leases.reap(self._db, self._settings.delivery.max_crashes, to_sink=to_sink)
         if reaped.requeued or reaped.failed:
             logs.warning(_log, "took-over", requeued=reaped.requeued, failed=reaped.failed)
 

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import BinaryIO
 
 import click
 
 from llmtasks import client
+from llmtasks.cli.options import parsed_options, task_options
 from llmtasks.cli.output import json_option, print_json, tenant_option
 from llmtasks.errors import UsageError
-
-#: Said in another way on the command line.
-RESERVED = frozenset({"ids", "task_type", "batch_id", "tenant", "priority", "fresh"})
 
 
 @click.command()
 @click.argument("task_type", metavar="TASK")
 @click.argument("ids", nargs=-1)
 @click.option(
-    "--ids-from", type=click.File("r"), help="A file with one document id a line; - is stdin."
+    "--ids-from",
+    type=click.File("rb"),
+    help="A file with one document id a line, each becomes a job; - is stdin.",
 )
 @click.option("--all", "every", is_flag=True, help="All stored documents.")
-@click.option(
-    "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="A task option."
-)
+@task_options
 @click.option("--priority", type=click.IntRange(0, 9), default=0, show_default=True)
 @click.option("--fresh", is_flag=True, help="Ask again, although the answer is stored.")
 @tenant_option
@@ -33,7 +30,7 @@ RESERVED = frozenset({"ids", "task_type", "batch_id", "tenant", "priority", "fre
 def submit(
     task_type: str,
     ids: tuple[str, ...],
-    ids_from: TextIO | None,
+    ids_from: BinaryIO | None,
     options: tuple[str, ...],
     priority: int,
     tenant: str,
@@ -53,16 +50,16 @@ def submit(
         tenant=tenant,
         priority=priority,
         fresh=fresh,
-        **dict(_option(text) for text in options),
+        **parsed_options(options),
     )
     if as_json:
         print_json({"batch_id": batch.batch_id, "jobs": batch.jobs})
     else:
-        print(f"{batch.batch_id}  {batch.jobs} jobs; see: llmtasks status {batch.batch_id}")
+        print(f"{batch.batch_id}  {batch.jobs} jobs; see: llmtasks watch {batch.batch_id}")
 
 
 def _chosen(
-    ids: tuple[str, ...], ids_from: TextIO | None, tenant: str, *, every: bool
+    ids: tuple[str, ...], ids_from: BinaryIO | None, tenant: str, *, every: bool
 ) -> Iterable[str]:
     if sum((bool(ids), ids_from is not None, every)) != 1:
         raise UsageError("give document ids, or --ids-from, or --all")
@@ -73,20 +70,15 @@ def _chosen(
     return ids
 
 
-def _lines(file: TextIO) -> Iterator[str]:
-    for line in file:
-        if stripped := line.strip():
+def _lines(file: BinaryIO) -> Iterator[str]:
+    """The ids of a file: UTF-8, with or without a byte order mark; blank lines are none."""
+    for number, line in enumerate(file, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"--ids-from: line {number} is not UTF-8 (byte {error.start + 1} of it);"
+                " nothing was submitted"
+            ) from None
+        if stripped := text.strip():
             yield stripped
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """`key=value`: the value is JSON where it is (50, true, ["person"]), else the text itself."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"-o takes key=value, not {text!r}")
-    if key in RESERVED:
-        raise UsageError(f"-o {key}: is no option of a task; see llmtasks submit --help")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value

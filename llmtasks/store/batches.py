@@ -14,9 +14,12 @@ from llmtasks.jobs import JobState, NewJob
 from llmtasks.store import dialect, jobs
 from llmtasks.store.engine import Database, epoch
 from llmtasks.store.names import is_storable
-from llmtasks.store.tables import WAITING, provider_calls, results
+from llmtasks.store.tables import OPEN, WAITING, provider_calls, results
 from llmtasks.store.tables import batches as batches_table
 from llmtasks.store.tables import jobs as jobs_table
+
+#: Open jobs that are looked at for the types of a mixed group.
+_LOOKED_AT = 1_000
 
 BatchState = Literal["running", "completed", "partial", "failed", "cancelled"]
 
@@ -130,6 +133,102 @@ def status(db: Database, batch_id: str) -> BatchStatus | None:
         cost_usd=None if paid.unknown else float(paid.cost),
         reasons={reason or "": count for reason, count in reasons.items()},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """When a batch was submitted and when its last job ended, None while one has not.
+
+    `now` is the same moment on the same clock, the database's; seconds since the epoch.
+    """
+
+    submitted_at: float
+    ended_at: float | None
+    now: float
+
+
+def times(db: Database, batch_id: str) -> Times | None:
+    """When a batch, or a single job, was submitted and ended. None when there is neither.
+
+    Reads every row of a batch that has ended: for its last word, not for each look.
+    """
+    if not is_storable(batch_id):
+        return None
+    with db.read() as connection:
+        known = connection.execute(
+            sa.select(batches_table.c.created_at).where(batches_table.c.batch_id == batch_id)
+        ).scalar()
+        which = jobs_table.c["job_id" if known is None else "batch_id"] == batch_id
+        submitted_at = known
+        if submitted_at is None:
+            submitted_at = connection.execute(
+                sa.select(jobs_table.c.created_at).where(which)
+            ).scalar()
+        if submitted_at is None:
+            return None
+        is_open = connection.execute(
+            sa.select(jobs_table.c.job_id).where(which, OPEN).order_by(jobs_table.c.state).limit(1)
+        ).first()
+        ended_at = None
+        if is_open is None:
+            ended_at = connection.execute(
+                sa.select(sa.func.max(jobs_table.c.finished_at)).where(which)
+            ).scalar()
+        now = connection.execute(sa.select(epoch())).scalar_one()
+    return Times(submitted_at=submitted_at, ended_at=ended_at, now=now)
+
+
+def next_due_s(db: Database, batch_id: str) -> float | None:
+    """Seconds until the time of the first waiting job of a batch (or of a job) comes.
+
+    Negative when it has come already; None when none waits.
+    """
+    if not is_storable(batch_id):
+        return None
+    first = sa.select(sa.func.min(jobs_table.c.not_before) - epoch())
+    with db.read() as connection:
+        found: float | None = connection.execute(
+            first.where(jobs_table.c.batch_id == batch_id, WAITING)
+        ).scalar()
+        if found is None:
+            found = connection.execute(
+                first.where(jobs_table.c.job_id == batch_id, WAITING)
+            ).scalar()
+    return found
+
+
+def newest(db: Database) -> str | None:
+    """The batch (or Celery group) that was submitted last; None when there is none."""
+    with db.read() as connection:
+        return connection.execute(
+            sa.select(batches_table.c.batch_id)
+            .order_by(batches_table.c.created_at.desc(), batches_table.c.batch_id)
+            .limit(1)
+        ).scalar()
+
+
+def open_task_types(db: Database, batch_id: str) -> list[str]:
+    """The task types of the jobs of a batch (or of a job) that have not ended.
+
+    Of a mixed Celery group only the first thousand open jobs are looked at.
+    """
+    if not is_storable(batch_id):
+        return []
+    with db.read() as connection:
+        known = connection.execute(
+            sa.select(batches_table.c.task_type).where(batches_table.c.batch_id == batch_id)
+        ).first()
+        which = jobs_table.c["batch_id" if known else "job_id"] == batch_id
+        one_type = known is not None and known.task_type is not None
+        looked_at = (
+            sa.select(jobs_table.c.task_type)
+            .where(which, OPEN)
+            # Without an order PostgreSQL hopes to meet one soon, and reads all jobs for it.
+            .order_by(jobs_table.c.state)
+            .limit(1 if one_type else _LOOKED_AT)
+            .subquery()
+        )
+        return sorted(connection.execute(sa.select(looked_at.c.task_type).distinct()).scalars())
 
 
 def state_of(counts: Mapping[JobState, int]) -> BatchState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from llmtasks.store.tables import in_state, jobs, provider_calls
 
 #: The `outcome` of a call whose answer is whole.
 OK = "ok"
+_MINUTE_S = 60.0
 #: Rows changed at once by housekeeping.
 CHUNK = 1_000
 
@@ -53,6 +54,24 @@ class PaidAnswer:
     latency_s: float
     request_id: str | None
     answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What a provider answered of late: over the whole look back, and over its last minute."""
+
+    calls: int
+    minute_calls: int
+    minute_input_tokens: int
+    minute_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recent:
+    """The whole answers of the last `seconds`, by provider. Calls that failed are not among them."""
+
+    seconds: float
+    by_provider: Mapping[str, Answered]
 
 
 def record(db: Database, job: ClaimedJob, calls: Sequence[NewCall]) -> None:
@@ -120,6 +139,44 @@ def spent(db: Database, job_id: str) -> tuple[Usage, float | None]:
         cached_input_tokens=int(row.cached),
     )
     return usage, None if row.unknown else float(row.cost)
+
+
+def recent(db: Database, back_s: float, limit: int) -> Recent:
+    """Whole answers by provider, `back_s` seconds back, or over less when that are the newest `limit`."""
+    columns = provider_calls.c
+    answered = (
+        sa.select(columns.provider, columns.created_at, columns.input_tokens, columns.output_tokens)
+        .where(columns.answer.is_not(None), columns.created_at > epoch() - back_s)
+        .order_by(columns.created_at.desc())
+        .limit(limit)
+        .subquery()
+    )
+    a = answered.c
+    fresh = a.created_at > epoch() - _MINUTE_S
+    with db.read() as connection:
+        rows = connection.execute(
+            sa.select(
+                a.provider,
+                sa.func.count().label("calls"),
+                sa.func.coalesce(sa.func.sum(sa.case((fresh, 1), else_=0)), 0).label("minute"),
+                sa.func.coalesce(sa.func.sum(sa.case((fresh, a.input_tokens))), 0).label("input"),
+                sa.func.coalesce(sa.func.sum(sa.case((fresh, a.output_tokens))), 0).label("output"),
+                (epoch() - sa.func.min(a.created_at)).label("oldest_s"),
+            ).group_by(a.provider)
+        ).all()
+    full = sum(row.calls for row in rows) >= limit
+    return Recent(
+        seconds=max(row.oldest_s for row in rows) if full else back_s,
+        by_provider={
+            row.provider: Answered(
+                calls=row.calls,
+                minute_calls=int(row.minute),
+                minute_input_tokens=int(row.input),
+                minute_output_tokens=int(row.output),
+            )
+            for row in rows
+        },
+    )
 
 
 def forget_answers(db: Database, older_than_s: float) -> int:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Row
 
 from llmtasks.errors import InvalidOption, JobCancelled, UnknownJob
 from llmtasks.jobs import MAX_PRIORITY, Job, JobState, NewJob
-from llmtasks.store import dialect
+from llmtasks.store import dialect, outbox
 from llmtasks.store.engine import Database, epoch
 from llmtasks.store.names import (
     MAX_DOCUMENT_ID,
@@ -34,6 +34,7 @@ from llmtasks.store.tables import (
     OPEN,
     QUEUED,
     RUNNING,
+    UNCLAIMED,
     WAITING,
     batches,
     documents,
@@ -164,8 +165,11 @@ def claim(db: Database, job_id: str, worker_id: str) -> ClaimedJob | None:
     return None if row is None else ClaimedJob(**_values(row))
 
 
-def complete(db: Database, job: ClaimedJob, result: NewResult) -> bool:
-    """Store the result and end the job, both or neither. False: the fence was lost."""
+def complete(db: Database, job: ClaimedJob, result: NewResult, *, to_sink: bool = False) -> bool:
+    """Store the result and end the job, both or neither. False: the fence was lost.
+
+    With `to_sink` it is to be delivered to the user's sink, from the same moment on.
+    """
     with db.write() as connection:
         if not _move(connection, job, {"state": JobState.COMPLETED.value, "finished_at": epoch()}):
             return _is_already(connection, job, JobState.COMPLETED)
@@ -178,11 +182,15 @@ def complete(db: Database, job: ClaimedJob, result: NewResult) -> bool:
                 **columns_of(result),
             )
         )
+        if to_sink:
+            outbox.put(connection, [job.job_id])
     return True
 
 
-def fail(db: Database, job: ClaimedJob, error_type: str, message: str) -> bool:
-    """End the job with a typed error. False: the fence was lost."""
+def fail(
+    db: Database, job: ClaimedJob, error_type: str, message: str, *, to_sink: bool = False
+) -> bool:
+    """End the job with a typed error; `to_sink` as for `complete`. False: the fence was lost."""
     values = {
         "state": JobState.FAILED.value,
         "finished_at": epoch(),
@@ -190,7 +198,11 @@ def fail(db: Database, job: ClaimedJob, error_type: str, message: str) -> bool:
         "error_message": clean(message),
     }
     with db.write() as connection:
-        return _move(connection, job, values) or _is_already(connection, job, JobState.FAILED)
+        if not _move(connection, job, values):
+            return _is_already(connection, job, JobState.FAILED)
+        if to_sink:
+            outbox.put(connection, [job.job_id])
+    return True
 
 
 def park(
@@ -236,10 +248,11 @@ def unsend(db: Database, job_ids: Sequence[str]) -> None:
             )
 
 
-def cancel(db: Database, target: str) -> int:
+def cancel(db: Database, target: str, *, running: bool = True) -> int:
     """End what has not ended of a job or a batch; how many jobs. The feeder tells waiting callers.
 
-    A batch is worked through in chunks: when the database goes away half-way, cancel it again.
+    Without `running` those go on: they are paid for already. A batch is worked through in chunks: when
+    the database goes away half-way, cancel it again.
 
     Raises:
         UnknownJob: no job and no batch has this id.
@@ -259,7 +272,7 @@ def cancel(db: Database, target: str) -> int:
         connection.execute(
             sa.update(batches).where(batches.c.batch_id == target).values(cancelled_at=epoch())
         )
-    return sum(_sweep(db, rows, OPEN, values))
+    return sum(_sweep(db, rows, OPEN if running else UNCLAIMED, values))
 
 
 def retry(db: Database, target: str) -> int:

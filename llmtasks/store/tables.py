@@ -183,6 +183,19 @@ queues = Table(
     PrimaryKeyConstraint("task_type"),
 )
 
+#: Ended jobs that are still to be delivered to the user's sink.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("job_id", String(MAX_ID), nullable=False),
+    Column("due_at", Double, nullable=False),  # when it ended; later once the sink has failed
+    Column("tries", Integer, nullable=False),  # that have failed
+    Column("claimed_by", String(MAX_ID)),  # the worker process that delivers it
+    Column("claimed_until", Double),
+    PrimaryKeyConstraint("job_id"),
+    ForeignKeyConstraint(["job_id"], ["jobs.job_id"]),
+)
+
 
 def in_state(*states: JobState) -> ColumnElement[bool]:
     """The job is in one of these states, written as literals."""
@@ -197,6 +210,8 @@ WAITING = in_state(JobState.WAITING)
 FINISHED = in_state(JobState.COMPLETED, JobState.FAILED)
 #: Not ended.
 OPEN = in_state(JobState.QUEUED, JobState.RUNNING, JobState.WAITING)
+#: Not ended, and in nobody's hands.
+UNCLAIMED = in_state(JobState.QUEUED, JobState.WAITING)
 #: Ready to be handed to the broker.
 FEEDABLE = and_(QUEUED, jobs.c.sent_at.is_(None))
 ENDED = in_state(JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
@@ -256,3 +271,4 @@ _index(
     where=_c.batch_id.is_not(None),
 )
 _index("ix_calls_kept", _c.created_at, where=_c.answer.is_not(None))
+_index("ix_outbox_due", outbox.c.due_at)

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from llmtasks.errors import WorkerLost
 from llmtasks.jobs import JobState
-from llmtasks.store import dialect
+from llmtasks.store import dialect, outbox
 from llmtasks.store.engine import Database, epoch
 from llmtasks.store.tables import FINISHED, RUNNING, jobs, workers
 
@@ -113,10 +113,11 @@ def live(db: Database) -> list[WorkerRow]:
     return [WorkerRow(**row._asdict()) for row in rows]
 
 
-def reap(db: Database, max_crashes: int) -> Reaped:
+def reap(db: Database, max_crashes: int, *, to_sink: bool = False) -> Reaped:
     """Take their jobs from workers whose lease has run out, and from those that have no row at all.
 
-    A job goes back to the queue; after `max_crashes` such losses it fails with WorkerLost.
+    A job goes back to the queue; after `max_crashes` such losses it fails with WorkerLost, and with
+    `to_sink` is to be delivered to the user's sink.
     """
     requeued = failed = untold = 0
     for worker_id in _suspects(db):
@@ -131,9 +132,12 @@ def reap(db: Database, max_crashes: int) -> Reaped:
             if lease is not None:
                 since = lease.lease_until - LAST_LEASES * lease.lease_s
                 untold += _untell(connection, worker_id, since)
-            states = _take_jobs(connection, worker_id, max_crashes)
-            requeued += states.count(JobState.QUEUED)
-            failed += states.count(JobState.FAILED)
+            taken = _take_jobs(connection, worker_id, max_crashes)
+            lost = sorted(job_id for job_id, state in taken.items() if state is JobState.FAILED)
+            if to_sink:
+                outbox.put(connection, lost)
+            requeued += len(taken) - len(lost)
+            failed += len(lost)
     return Reaped(requeued=requeued, failed=failed, untold=untold)
 
 
@@ -168,7 +172,7 @@ def _untell(connection: Connection, worker_id: str, since: float) -> int:
     ).rowcount
 
 
-def _take_jobs(connection: Connection, worker_id: str, max_crashes: int) -> list[JobState]:
+def _take_jobs(connection: Connection, worker_id: str, max_crashes: int) -> dict[str, JobState]:
     """Move a dead worker's running jobs; the fence moves too, so it cannot come back to them."""
     held = sa.select(jobs.c.seq).where(jobs.c.worker_id == worker_id, RUNNING).order_by(jobs.c.seq)
     hopeless = jobs.c.crashes + 1 >= max_crashes
@@ -187,6 +191,6 @@ def _take_jobs(connection: Connection, worker_id: str, max_crashes: int) -> list
                 (hopeless, f"its worker died {max_crashes} times while running it")
             ),
         )
-        .returning(jobs.c.state)
+        .returning(jobs.c.job_id, jobs.c.state)
     )
-    return [JobState(state) for state in rows.scalars()]
+    return {row.job_id: JobState(row.state) for row in rows}

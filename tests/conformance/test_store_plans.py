@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from support.rows import new_job, register
 
-from llmtasks.store import batches, calls, feed, jobs, results, workers
+from llmtasks.store import batches, calls, feed, jobs, outbox, results, workers
 from llmtasks.store.engine import Database
 from llmtasks.store.feed import Lane
 
@@ -27,7 +27,9 @@ INSERT INTO results (job_id, tenant, answer_key, output, input_tokens, output_to
     FROM jobs WHERE state = 'completed';
 INSERT INTO provider_calls (call_id, job_id, fence, provider, model, latency_s, outcome, answer,
         created_at)
-    SELECT job_id, job_id, 1, 'p', 'm', 1.0, 'ok', '1', created_at FROM jobs
+    SELECT job_id, job_id, 1, 'p', 'm', 1.0, 'ok', '1', created_at FROM jobs;
+INSERT INTO outbox (job_id, due_at, tries)
+    SELECT job_id, created_at - 10000 + seq, 0 FROM jobs WHERE state = 'completed'
 """
 LANE = Lane(priority=0, tenant="tenant-3", oldest_at=0.0)
 
@@ -39,6 +41,10 @@ QUESTIONS = {
     "page of rows": (lambda db: next(results.rows(db, batch_id="batch-3")), "ix_jobs_batch"),
     "answer": (lambda db: results.find(db, "tenant-3", "key"), "ix_results_answer"),
     "paid answers": (lambda db: calls.answers(db, "job-3-500"), "ix_calls_job"),
+    "recent answers": (lambda db: calls.recent(db, 3_600.0, 50), "ix_calls_kept"),
+    "times": (lambda db: batches.times(db, "batch-3"), "ix_jobs_batch_state"),
+    "next try": (lambda db: batches.next_due_s(db, "batch-3"), "ix_jobs_"),
+    "open task types": (lambda db: batches.open_task_types(db, "batch-3"), "ix_jobs_batch_state"),
     "lanes": (lambda db: feed.lanes(db, "summarize"), "ix_jobs_feed"),
     "take": (lambda db: feed.take(db, "summarize", LANE, 50), "ix_jobs_feed"),
     "depth": (lambda db: feed.depth(db, "summarize"), "ix_jobs_sent"),
@@ -53,6 +59,7 @@ QUESTIONS = {
         "ix_jobs_finished",
     ),
     "reap": (lambda db: workers.reap(db, 3), "ix_jobs_running"),
+    "deliveries": (lambda db: outbox.claim(db, "worker", 5, 30.0), "ix_outbox_due"),
     "cancelled": (lambda db: jobs.running_cancelled(db, "worker"), "ix_jobs_ended"),
     "cancel": (lambda db: jobs.cancel(db, "batch-3"), "ix_jobs_batch"),
 }
@@ -127,9 +134,9 @@ def test_it_uses_its_index_and_never_reads_all_jobs(many, name, monkeypatch):
     if many.is_sqlite:
         # A unique constraint's index has a number instead of a name.
         index = {"job_id": "job_id=?"}.get(index, index)
-        assert not re.search(r"SCAN (jobs|results|provider_calls)\b(?! USING)", text), text
+        assert not re.search(r"SCAN (jobs|results|provider_calls|outbox)\b(?! USING)", text), text
     else:
-        assert not re.search(r"Seq Scan on (jobs|results|provider_calls)", text), text
+        assert not re.search(r"Seq Scan on (jobs|results|provider_calls|outbox)", text), text
     assert index in text, text
 
 

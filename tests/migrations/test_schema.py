@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from support.rows import at_once
+from support.rows import at_once, claimed, new_result
 
-from llmtasks.store import schema
+from llmtasks.jobs import JobState
+from llmtasks.store import jobs, outbox, schema
 from llmtasks.store.engine import Database
 from llmtasks.store.tables import metadata
 
@@ -83,6 +84,36 @@ def test_alembic_finds_nothing_left_to_migrate(database_url):
     db.close()
 
 
+def migrate(url, revision):
+    """Bring an empty database to an older revision, as an older version left it."""
+    from alembic import command
+    from alembic.config import Config
+
+    db = Database(url)
+    config = Config()
+    config.set_main_option("script_location", str(schema.script_location()))
+    with db.write() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    return db
+
+
+def test_an_older_database_keeps_its_rows_and_gets_the_same_tables(empty_urls):
+    old, new = empty_urls
+    db = migrate(old, "0001")
+    assert jobs.complete(db, claimed(db, "done"), new_result())
+    running = claimed(db, "running")
+    schema.upgrade(old)
+    schema.upgrade(new)
+    assert described(old) == described(new)
+    assert jobs.get(db, "done").state is JobState.COMPLETED
+    # A worker of the older version ended that one: there was no sink.
+    assert outbox.waiting(db).count == 0
+    assert jobs.complete(db, running, new_result(), to_sink=True)
+    assert [one.job_id for one in outbox.claim(db, "worker", 9, 30.0)] == ["running"]
+    db.close()
+
+
 def test_upgrading_twice_or_from_many_sides_at_once_is_harmless(empty_urls):
     url, _ = empty_urls
     at_once([lambda: schema.upgrade(url)] * 4)
@@ -121,8 +152,8 @@ def test_downgrading_to_nothing_removes_every_table(database_url):
 
 def test_the_store_loads_neither_alembic_nor_a_driver_that_is_not_used():
     program = (
-        "import sys; from llmtasks.store import batches, calls, documents, feed, jobs, results,"
-        " schema, workers;"
+        "import sys; from llmtasks.store import batches, calls, documents, feed, jobs, outbox,"
+        " results, schema, workers;"
         "print([m for m in ('alembic', 'psycopg', 'celery', 'redis', 'openai') if m in sys.modules])"
     )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -56,6 +56,12 @@ def test_what_no_repetition_mends_fails_at_once(error):
     assert decide(error, 1, POLICY, 0.5) == Fail(error)
 
 
+def test_a_document_store_that_fails_is_asked_again_until_the_attempts_are_used_up():
+    error = errors.DocumentSourceFailed("store raised OSError")
+    assert decide(error, 3, POLICY, 0.5) == Retry(2.0)
+    assert decide(error, 4, POLICY, 0.5) == Fail(error)
+
+
 @given(attempt=st.integers(1, 10_000), jitter=st.floats(0, 1, exclude_max=True))
 def test_backoff_is_positive_bounded_and_ends(attempt, jitter):
     assert 0 < backoff(attempt, POLICY, jitter) <= POLICY.max_s
