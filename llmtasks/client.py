@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmtasks import task_types
+from llmtasks.documents import FileError as FileError  # noqa: PLC0414  # what `find_documents` yields
+from llmtasks.documents import Found, Text, find, read_bytes, read_file, read_found
+from llmtasks.documents.formats import Format
 from llmtasks.errors import (
     InvalidDocument,
     JobError,
@@ -21,11 +26,31 @@ from llmtasks.errors import (
 from llmtasks.jobs import ENDED, JobState, NewJob
 from llmtasks.messages import Usage
 from llmtasks.settings import current
-from llmtasks.store import batches, documents, jobs
+from llmtasks.store import batches, calls, documents, jobs, workers
 from llmtasks.store import results as stored_results
-from llmtasks.store.batches import BatchStatus
+from llmtasks.store.batches import BatchStatus, Times
+from llmtasks.store.calls import Recent
 from llmtasks.store.documents import NewDocument
 from llmtasks.tasks import COMMON_OPTIONS, check_common, database
+
+#: What a result is for programs, in this order: a line of `results --format jsonl`, and what a sink gets.
+RESULT_KEYS = (
+    "job_id",
+    "document_id",
+    "task_type",
+    "state",
+    "output",
+    "error",
+    "provider",
+    "model",
+    "usage",
+    "cost_usd",
+    "cached",
+)
+
+#: How far back answers are counted: seconds, and calls.
+_RECENT_S = 3_600.0
+_RECENT_CALLS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +124,14 @@ class JobResult:
         return by_name(self.error_type)(self.error_message or "")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileDocument(NewDocument):
+    """A document to store, and what its file was: `encoding` of a text file."""
+
+    format: Format
+    encoding: str | None
+
+
 def add_document(
     source: str | bytes | Path,
     document_id: str | None = None,
@@ -107,7 +140,8 @@ def add_document(
     """Store a document; returns its id.
 
     Args:
-        source: The text itself, its UTF-8 bytes, or a path to a file with it.
+        source: The text itself, or a file: its path, or its bytes. A file may be text, HTML, PDF, Word or
+            EPUB; see `find_documents`.
         document_id: Default: the path as given, else a digest of the text.
         tenant: Whose document it is.
 
@@ -117,21 +151,21 @@ def add_document(
     Raises:
         InvalidDocument: empty, not text, too large, or unreadable; the message says which.
     """
-    text, origin = _read(source, document_id)
-    name = document_id or origin or f"doc-{_digest(text)[:16]}"
-    documents.add(
-        database(),
-        [
-            NewDocument(
-                document_id=name,
-                text=text,
-                content_hash=_digest(text),
-                tenant=tenant,
-                path=origin,
-            )
-        ],
-    )
-    return name
+    limit = current().documents.max_bytes
+    if isinstance(source, Path):
+        document = read_document(source, document_id or str(source), tenant)
+    elif isinstance(source, bytes):
+        try:
+            read = read_bytes(source, limit)
+        except InvalidDocument as error:
+            raise InvalidDocument(f"{document_id or 'bytes'}: {error}") from None
+        document = _document(read, document_id, tenant, None)
+    else:
+        if len(source) > limit:
+            raise InvalidDocument(f"{document_id or 'text'}: is larger than {limit} bytes")
+        document = _document(Text(source, "text", None), document_id, tenant, None)
+    documents.add(database(), [document])
+    return document.document_id
 
 
 def add_documents(found: Iterable[NewDocument]) -> list[str]:
@@ -145,19 +179,46 @@ def read_document(path: Path, document_id: str, tenant: str = "default") -> NewD
     Raises:
         InvalidDocument: naming the file and what is wrong with it.
     """
-    text, origin = _read(path, document_id)
-    document = NewDocument(
-        document_id=document_id,
-        text=text,
-        content_hash=_digest(text),
-        tenant=tenant,
-        path=origin,
-    )
     try:
+        read = read_file(str(path), current().documents.max_bytes)
+        document = _document(read, document_id, tenant, str(path))
         documents.check(document)
     except InvalidDocument as error:
         raise InvalidDocument(f"{path}: {error}") from None
     return document
+
+
+def find_documents(
+    paths: Sequence[str],
+    document_id: str | None = None,
+    tenant: str = "default",
+    *,
+    left_out: Counter[str] | None = None,
+) -> Iterator[FileDocument | FileError]:
+    r"""The documents in files, folders, globs and `-` (standard input), not stored yet.
+
+    Each file is a document or a `FileError` that says why it is none, in a stable order and one at a time:
+    a million files need no memory. PDF, Word, EPUB and HTML are converted to Markdown by processes of
+    their own, on all cores; line ends of text files become `\n`.
+
+    Args:
+        paths: What to read. Folders are searched to the bottom for the suffixes of documents.
+        document_id: The id, when exactly one file is found. Default: a file of a folder is named by its path
+            inside that folder, any other by its path as given, standard input by a digest of its text.
+        tenant: Whose documents these are.
+        left_out: Counts files that folders hold besides, by suffix, or as "hidden", "linked folder".
+
+    Raises:
+        UsageError: a `document_id` for several files, before the first is read.
+    """
+    found = find(paths, left_out)
+    if document_id is not None:
+        first = list(itertools.islice(found, 2))
+        if len(first) > 1:
+            raise UsageError("--id names one document, and more than one file was found")
+        found = (_renamed(one, document_id) for one in first)
+    for one in read_found(found, current().documents.max_bytes):
+        yield one if isinstance(one, FileError) else _checked(*one, tenant)
 
 
 def submit_batch(
@@ -210,8 +271,51 @@ def status(target: str) -> BatchStatus:
     """
     found = batches.status(database(), target)
     if found is None:
-        raise UnknownJob(f"no batch and no job has the id {target!r}")
+        raise _unknown(target)
     return found
+
+
+def times(target: str) -> Times:
+    """When a batch, a Celery group or a job was submitted, and when the last of it ended.
+
+    Raises:
+        UnknownJob: Nothing has this id.
+    """
+    found = batches.times(database(), target)
+    if found is None:
+        raise _unknown(target)
+    return found
+
+
+def newest_batch() -> str:
+    """The id of the batch or Celery group that was submitted last.
+
+    Raises:
+        UnknownJob: There is none.
+    """
+    found = batches.newest(database())
+    if found is None:
+        raise UnknownJob("there is no batch yet; submit one with: llmtasks submit")
+    return found
+
+
+def next_try_s(target: str) -> float | None:
+    """Seconds until the first waiting job of a batch is tried again; None when none waits."""
+    return batches.next_due_s(database(), target)
+
+
+def unserved(target: str) -> list[str]:
+    """The queues with open jobs of a batch (or of a job) that no live worker serves."""
+    served = {queue for worker in workers.live(database()) for queue in worker.queues}
+    known = task_types.names()
+    names = batches.open_task_types(database(), target)
+    wanted = {task_types.queue(name) for name in names if name in known}
+    return sorted(wanted - served)
+
+
+def recent_answers() -> Recent:
+    """What each provider answered in the last hour, or in less where that is very much."""
+    return calls.recent(database(), _RECENT_S, _RECENT_CALLS)
 
 
 def results(
@@ -235,9 +339,9 @@ def _results(batch_id: str | None, document_id: str | None, tenant: str) -> Iter
     db, empty = database(), True
     for row in stored_results.rows(db, batch_id=batch_id, document_id=document_id, tenant=tenant):
         empty = False
-        yield _job_result(row)
+        yield job_result(row)
     if empty and batch_id is not None:  # a single job's id
-        yield from map(_job_result, stored_results.rows(db, job_id=batch_id))
+        yield from map(job_result, stored_results.rows(db, job_id=batch_id))
 
 
 def get_result(job_id: str) -> JobResult:
@@ -249,7 +353,7 @@ def get_result(job_id: str) -> JobResult:
         LLMTasksError: The typed error it failed with.
     """
     for row in stored_results.rows(database(), job_id=job_id):
-        found = _job_result(row)
+        found = job_result(row)
         if found.state == JobState.COMPLETED:
             return found
         if found.error is not None:
@@ -265,15 +369,21 @@ def retry(target: str) -> int:
     return jobs.retry(database(), target)
 
 
-def cancel(target: str) -> int:
+def cancel(target: str, *, running: bool = True) -> int:
     """Cancel what has not ended of a batch, or one job; returns how many jobs that were.
 
-    Queued jobs stop at once, running ones at their next step. Callers in `.get()` are told by a worker.
+    Queued jobs stop at once, running ones at their next step; without `running` those go on, because
+    their model calls are paid for. Callers in `.get()` are told by a worker.
     """
-    return jobs.cancel(database(), target)
+    return jobs.cancel(database(), target, running=running)
 
 
-def _job_result(row: Any) -> JobResult:
+def _unknown(target: str) -> UnknownJob:
+    return UnknownJob(f"no batch and no job has the id {target!r}")
+
+
+def job_result(row: stored_results.ResultRow) -> JobResult:
+    """A stored row as its reader sees it."""
     return JobResult(
         job_id=row.job_id,
         document_id=row.document_id,
@@ -291,33 +401,30 @@ def _job_result(row: Any) -> JobResult:
     )
 
 
-def _read(source: str | bytes | Path, document_id: str | None) -> tuple[str, str | None]:
-    """The text, and where it came from when that was a file."""
-    limit = current().documents.max_bytes
-    if isinstance(source, str):
-        if len(source) > limit:
-            raise InvalidDocument(f"{document_id or 'text'}: is larger than {limit} bytes")
-        return source, None
-    origin = str(source) if isinstance(source, Path) else None
-    name = origin or document_id or "bytes"
-    if isinstance(source, Path):
-        try:
-            with source.open("rb") as file:
-                data = file.read(limit + 1)
-        except OSError as error:
-            raise InvalidDocument(f"{name}: cannot be read: {error.strerror}") from None
-    else:
-        data = source
-    if len(data) > limit:
-        raise InvalidDocument(
-            f"{name}: is larger than {limit} bytes (documents.max_bytes in the settings)"
-        )
+def _renamed(found: Found | FileError, document_id: str) -> Found | FileError:
+    return replace(found, document_id=document_id)
+
+
+def _checked(found: Found, read: Text, tenant: str) -> FileDocument | FileError:
+    document = _document(read, found.document_id, tenant, found.path)
     try:
-        return data.decode("utf-8-sig"), origin
-    except UnicodeDecodeError as error:
-        raise InvalidDocument(
-            f"{name}: is not UTF-8 text (byte {error.start}); convert it first"
-        ) from None
+        documents.check(document)
+    except InvalidDocument as error:
+        return FileError(found.path, document.document_id, f"{found.path}: {error}")
+    return document
+
+
+def _document(read: Text, document_id: str | None, tenant: str, path: str | None) -> FileDocument:
+    digest = _digest(read.text)
+    return FileDocument(
+        document_id=f"doc-{digest[:16]}" if document_id is None else document_id,
+        text=read.text,
+        content_hash=digest,
+        tenant=tenant,
+        path=path,
+        format=read.format,
+        encoding=read.encoding,
+    )
 
 
 def _digest(text: str) -> str:

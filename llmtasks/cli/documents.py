@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import click
 
 from llmtasks import client
-from llmtasks.cli.output import json_option, print_json, tenant_option
-from llmtasks.errors import InvalidDocument, UsageError
-from llmtasks.store.documents import NewDocument
+from llmtasks.cli.output import json_option, json_text, tenant_option, visible
+from llmtasks.documents.formats import SUFFIXES
+from llmtasks.errors import UsageError
 
-#: What a folder is searched for; a file named directly may have any name.
-SUFFIXES = frozenset({".txt", ".md"})
+#: Documents written in one transaction, at most.
+CHUNK = 500
+#: Characters of text that are held at once, but for the last document's.
+CHUNK_CHARACTERS = 8_000_000
 
-#: Documents written in one transaction.
-CHUNK = 100
+#: Suffixes that the remark on files left out names.
+_NAMED_SUFFIXES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file, and the id its document gets."""
-
-    path: Path
-    document_id: str
+#: A folder without documents.
+NOTHING = f"nothing found; folders are searched for {', '.join(SUFFIXES)}"
 
 
 @click.group()
@@ -35,64 +33,101 @@ def documents() -> None:
 
 
 @documents.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True)
 @click.option("--id", "document_id", help="The document's id, for a single file.")
 @tenant_option
 @json_option
-def add(paths: tuple[Path, ...], document_id: str | None, tenant: str, *, as_json: bool) -> int:
-    """Store the texts of files and folders.
+def add(paths: tuple[str, ...], document_id: str | None, tenant: str, *, as_json: bool) -> int:
+    """Store the texts of files and folders, of patterns like 'docs/**/*.md', and of - (standard input).
 
-    A file keeps its path as its id, a file of a folder its path inside that folder. Adding the same
-    text again changes nothing.
+    Folders are searched for .txt, .md, .html, .htm, .pdf, .docx and .epub. A file keeps its path as its
+    id, a file of a folder its path inside that folder. Adding the same text again changes nothing.
     """
-    found = list(_find(paths))
-    if document_id is not None:
-        if len(found) != 1:
-            raise UsageError(f"--id names one document, and {len(found)} files were found")
-        found = [Found(found[0].path, document_id)]
-    lines = list(_add(found, tenant))
+    left_out: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    lines = _counted(
+        _add(client.find_documents(paths, document_id, tenant, left_out=left_out)), counts
+    )
     if as_json:
-        print_json(lines)
+        _print_list(lines)
     else:
         for line in lines:
-            print(f"{line['status']:<8}{line['error'] or line['document_id']}")
-        if not lines:
-            print(f"nothing found; folders are searched for {', '.join(sorted(SUFFIXES))}")
-    return 1 if any(line["status"] == "error" for line in lines) else 0
+            print(_line(line))
+    if remark := left_out_remark(left_out):
+        _say(remark)
+    if not counts:
+        # Most likely a wrong path: a script that goes on would work on nothing.
+        raise UsageError(NOTHING)
+    if counts.total() > 1 and not as_json:
+        _say(", ".join(f"{count:,} {status}" for status, count in counts.items()))
+    return 1 if counts["error"] else 0
 
 
-def _find(paths: tuple[Path, ...]) -> Iterator[Found]:
-    for path in paths:
-        if path.is_dir():
-            for folder, folders, files in os.walk(path):
-                folders.sort()
-                for name in sorted(files):
-                    file = Path(folder, name)
-                    if file.suffix.lower() in SUFFIXES and file.is_file():
-                        yield Found(file, file.relative_to(path).as_posix())
-        else:
-            yield Found(path, path.as_posix())
+def left_out_remark(left_out: Mapping[str, int]) -> str:
+    """One line on the files of folders that are no documents; empty when there are none."""
+    counts = Counter({what: count for what, count in left_out.items() if count})
+    if not counts:
+        return ""
+    named = [f"{count:,} {what}" for what, count in counts.most_common(_NAMED_SUFFIXES)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(_NAMED_SUFFIXES))
+    return f"left out: {', '.join([*named, *([f'{rest:,} others'] if rest else [])])}"
 
 
-def _add(found: list[Found], tenant: str) -> Iterator[dict[str, str | None]]:
+def _add(found: Iterable[client.FileDocument | client.FileError]) -> Iterator[dict[str, Any]]:
     """Store in chunks; a file that cannot be stored is a line, not the end."""
-    for start in range(0, len(found), CHUNK):
-        chunk = found[start : start + CHUNK]
-        read = [_read(item, tenant) for item in chunk]
-        good = [document for document in read if isinstance(document, NewDocument)]
+    for chunk in chunks(found):
+        good = [one for one in chunk if isinstance(one, client.FileDocument)]
         statuses = iter(client.add_documents(good))
-        for item, document in zip(chunk, read, strict=True):
-            failed = isinstance(document, str)
+        for one in chunk:
+            failed = isinstance(one, client.FileError)
             yield {
-                "path": str(item.path),
-                "document_id": item.document_id,
+                "path": one.path,
+                "document_id": one.document_id,
                 "status": "error" if failed else next(statuses),
-                "error": document if isinstance(document, str) else None,
+                "error": one.message if isinstance(one, client.FileError) else None,
+                "format": None if isinstance(one, client.FileError) else one.format,
+                "encoding": None if isinstance(one, client.FileError) else one.encoding,
             }
 
 
-def _read(item: Found, tenant: str) -> NewDocument | str:
-    try:
-        return client.read_document(item.path, item.document_id, tenant)
-    except InvalidDocument as error:
-        return str(error)
+def chunks(
+    found: Iterable[client.FileDocument | client.FileError],
+) -> Iterator[list[client.FileDocument | client.FileError]]:
+    """As many at a time as one transaction takes; their texts are not kept."""
+    chunk: list[client.FileDocument | client.FileError] = []
+    characters = 0
+    for one in found:
+        chunk.append(one)
+        characters += len(one.text) if isinstance(one, client.FileDocument) else 0
+        if len(chunk) == CHUNK or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _counted(lines: Iterable[dict[str, Any]], counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        counts[line["status"]] += 1
+        yield line
+
+
+def _print_list(lines: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON list on one line, each item as soon as it is known."""
+    encoding = sys.stdout.encoding or "utf-8"
+    before = "["
+    for line in lines:
+        print(before, json_text(line, encoding), sep="", end="")
+        before = ", "
+    print("[]" if before == "[" else "]")
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    """One line for people; an encoding that had to be guessed is theirs to check."""
+    encoding = line["encoding"]
+    guessed = f" (read as {encoding})" if encoding and not encoding.startswith("utf-") else ""
+    return f"{line['status']:<8}{visible(line['error'] or line['document_id'])}{guessed}"
+
+
+def _say(text: str) -> None:
+    print(visible(text), file=sys.stderr)

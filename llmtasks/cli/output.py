@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from llmtasks.client import JobResult
+from llmtasks.client import RESULT_KEYS, JobResult
 from llmtasks.store.batches import BatchStatus
+
+_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,35 +24,79 @@ tenant_option: Callable[[F], F] = click.option(
 )
 
 
-#: The keys of a line of `results --format jsonl`, in their order.
-RESULT_KEYS = (
-    "job_id",
-    "document_id",
-    "task_type",
-    "state",
-    "output",
-    "error",
-    "provider",
-    "model",
-    "usage",
-    "cost_usd",
-    "cached",
-)
-
-
 def print_json(value: Any) -> None:
     """One line of JSON; text stays readable where the terminal can show it."""
-    text = json.dumps(value, ensure_ascii=False)
+    print(json_text(value, sys.stdout.encoding or "utf-8"))
+
+
+#: What some readers take for the end of a line, and JSON leaves as it is.
+_LINE_ENDS = str.maketrans({char: f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"})
+
+
+def json_text(value: Any, encoding: str) -> str:
+    """JSON on one line for every reader; with escapes where the encoding cannot hold its text."""
+    text = json.dumps(value, ensure_ascii=False).translate(_LINE_ENDS)
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        text.encode(encoding)
     except UnicodeEncodeError:
-        text = json.dumps(value)
-    print(text)
+        return json.dumps(value)
+    return text
 
 
 def money(cost_usd: float | None) -> str:
-    """Dollars, or the honest word for a price nobody knows."""
-    return "unknown" if cost_usd is None else f"${cost_usd:.6f}".rstrip("0").rstrip(".")
+    """Dollars, or the honest word for a price nobody knows. What is not nothing never reads as $0."""
+    if cost_usd is None:
+        return "unknown"
+    if cost_usd >= 1 or cost_usd == 0:
+        return f"${cost_usd:,.2f}"
+    if cost_usd < 0.000_001:  # noqa: PLR2004  # what six decimals can say
+        return "<$0.000001"
+    whole, decimals = f"{cost_usd:.6f}".split(".")
+    return f"${whole}.{decimals.rstrip('0'):0<2}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: "42 s", "7 min 05 s", "2 h 05 min", "3 d 04 h"."""
+    whole = max(0, round(seconds))
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
+    if whole < _DAY:
+        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
+    return f"{whole // _DAY} d {whole % _DAY // _HOUR:02} h"
+
+
+def percent(part: int, total: int) -> str:
+    """A share in whole percent; 100 % and 0 % are all and nothing, not nearly so."""
+    if not total:
+        return "0 %"
+    share = 100 * part // total
+    return f"{max(1, share) if part else 0} %"
+
+
+def visible(text: str) -> str:
+    """Foreign text on one line of a terminal: no control characters, which could rewrite the screen."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+#: What the kinds of errors that make jobs wait say of their provider.
+_SAID = {
+    "RateLimitError": "asked for a pause (429)",
+    "QuotaExhausted": "says that the account's quota is used up",
+    "AuthenticationFailed": "does not accept the API key",
+    "ProviderUnavailable": "is down or overloaded",
+    "ProviderTimeout": "does not answer in time",
+    "InvalidResponse": "gives broken answers",
+}
+
+
+def spoken(reason: str) -> str:
+    """Why a job waits, in words: "openai: RateLimitError" is "openai asked for a pause (429)"."""
+    provider, _, kind = visible(reason).rpartition(": ")
+    if provider and kind in _SAID:
+        return f"{provider} {_SAID[kind]}"
+    return visible(reason) or "no reason is known"
 
 
 def status_json(status: BatchStatus) -> dict[str, Any]:
@@ -86,13 +132,19 @@ def status_lines(status: BatchStatus) -> list[str]:
         )
         if count
     )
+    stored = f"{status.cached:,} answered from the store"
     return [
         f"{status.batch_id}  {status.state}",
-        f"  jobs    {status.total}: {counts or 'none'} ({status.cached} answered from the store)",
-        f"  tokens  {status.input_tokens} in, {status.output_tokens} out",
+        f"  jobs    {status.total:,}: {counts or 'none'} ({stored})",
+        f"  tokens  {status.input_tokens:,} in, {status.output_tokens:,} out",
         f"  cost    {money(status.cost_usd)}",
-        *(f"  waiting {count}: {reason}" for reason, count in status.reasons.items()),
+        *(f"  waiting {count:,}: {spoken(reason)}" for reason, count in status.reasons.items()),
     ]
+
+
+def exit_code(status: BatchStatus) -> int:
+    """0 while nothing went wrong, 1 when a job failed or was cancelled."""
+    return 1 if status.failed or status.cancelled else 0
 
 
 def result_json(result: JobResult) -> dict[str, Any]:
@@ -102,14 +154,21 @@ def result_json(result: JobResult) -> dict[str, Any]:
 
 def result_cells(result: JobResult) -> Mapping[str, Any]:
     """The same as flat cells of a table; a structured output is JSON in its cell."""
-    line = result_json(result)
-    error, usage, output = line.pop("error"), line.pop("usage"), line.pop("output")
+    output = result.output
+    if output is not None and not isinstance(output, str):
+        output = json.dumps(output, ensure_ascii=False)
     return {
-        **line,
-        "output": output
-        if isinstance(output, str) or output is None
-        else json.dumps(output, ensure_ascii=False),
-        "error_type": error and error["type"],
-        "error_message": error and error["message"],
-        **usage,
+        "job_id": result.job_id,
+        "document_id": result.document_id,
+        "task_type": result.task_type,
+        "state": str(result.state),
+        "output": output,
+        "error_type": result.error_type,
+        "error_message": result.error_message,
+        "provider": result.provider,
+        "model": result.model,
+        "input_tokens": result.usage.input_tokens,
+        "output_tokens": result.usage.output_tokens,
+        "cost_usd": result.cost_usd,
+        "cached": result.cached,
     }
