@@ -12,16 +12,27 @@ from collections.abc import Mapping
 
 import click
 
+from llmtasks import __version__
 from llmtasks.errors import ConfigurationError, LLMTasksError, UsageError
 
 #: Verb -> the module and command that answer it, in the order of a first use.
 VERBS: Mapping[str, tuple[str, str, str]] = {
+    "run": ("llmtasks.cli.run", "run", "Everything in one command, over files and folders."),
+    "estimate": ("llmtasks.cli.estimate", "estimate", "Calls, tokens and cost; calls nobody."),
     "documents": ("llmtasks.cli.documents", "documents", "Store documents."),
     "submit": ("llmtasks.cli.submit", "submit", "Submit one job per document."),
+    "watch": ("llmtasks.cli.watch", "watch", "Follow a batch until it has ended."),
     "status": ("llmtasks.cli.batches", "status", "Where a batch or a job stands."),
     "results": ("llmtasks.cli.batches", "results", "The outputs of a batch."),
     "retry": ("llmtasks.cli.batches", "retry", "Queue failed and cancelled jobs again."),
     "cancel": ("llmtasks.cli.batches", "cancel", "Cancel what has not ended."),
+    "providers": ("llmtasks.cli.providers", "providers", "How the providers stand."),
+    "doctor": (
+        "llmtasks.cli.doctor",
+        "doctor",
+        "What is configured, what answers, what is missing.",
+    ),
+    "up": ("llmtasks.cli.up", "up", "Run it all on this machine."),
     "worker": ("llmtasks.cli.worker", "worker", "Run a worker in the foreground."),
     "migrate": ("llmtasks.cli.migrate", "migrate", "Bring the database to this version's schema."),
     "simulator": (
@@ -51,7 +62,7 @@ class _Verbs(click.Group):
 
 
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="llmtasks")
+@click.version_option(__version__, prog_name="llmtasks")
 def cli() -> None:
     """Summaries, entities and translations of a mountain of documents."""
 

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Iterable
+from pathlib import Path
 
 import click
 
 from llmtasks import client
+from llmtasks.cli import export
 from llmtasks.cli.output import (
+    exit_code,
     json_option,
     print_json,
-    result_cells,
-    result_json,
     status_json,
     status_lines,
 )
-from llmtasks.jobs import JobState
 
 
 @click.command()
 @click.argument("batch")
 @json_option
 def status(batch: str, *, as_json: bool) -> int:
-    """Where a batch, a Celery group or a job stands. Exit code 1 when some of its jobs failed."""
+    """Where a batch, a Celery group or a job stands.
+
+    Exit code 1 when some of its jobs failed or were cancelled.
+    """
     found = client.status(batch)
     if as_json:
         print_json(status_json(found))
     else:
         print("\n".join(status_lines(found)))
-    return 1 if found.failed else 0
+    return exit_code(found)
 
 
 @click.command()
 @click.argument("batch")
 @click.option(
-    "--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(list(export.FORMS)),
+    help="Default: by the suffix of --out, else jsonl.",
 )
-@click.option("--json", "_as_json", is_flag=True, help="The same as --format jsonl.")
-def results(batch: str, form: str, *, _as_json: bool) -> int:
-    """One line per job, in the order of submission. Exit code 1 when some of the jobs failed."""
-    rows = client.results(batch_id=batch)
-    failed = _csv(rows) if form == "csv" and not _as_json else _jsonl(rows)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="A file, which appears when it is whole; - is standard output.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
+def results(batch: str, form: str | None, out: Path | None, *, as_json: bool) -> int:
+    """One line per job, in the order of submission. Exit code 1 when some of the jobs failed.
+
+    Parquet needs llmtasks[parquet].
+    """
+    file = None if out == Path("-") else out
+    chosen = export.form_of(file, "jsonl" if as_json else form)
+    failed = export.export(client.results(batch_id=batch), chosen, file)
     return 1 if failed else 0
 
 
@@ -68,24 +81,3 @@ def cancel(batch: str, *, as_json: bool) -> None:
         print_json({"batch_id": batch, "jobs": count})
     else:
         print(f"{count} jobs cancelled")
-
-
-def _jsonl(rows: Iterable[client.JobResult]) -> int:
-    failed = 0
-    for row in rows:
-        failed += row.state == JobState.FAILED
-        print_json(result_json(row))
-    return failed
-
-
-def _csv(rows: Iterable[client.JobResult]) -> int:
-    failed = 0
-    writer = None
-    for row in rows:
-        failed += row.state == JobState.FAILED
-        cells = result_cells(row)
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, fieldnames=list(cells))
-            writer.writeheader()
-        writer.writerow(cells)
-    return failed

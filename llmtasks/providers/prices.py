@@ -32,6 +32,16 @@ def cost_usd(kind: str, base_url: str | None, model: str, usage: Usage) -> float
     return None if price is None else price.of(usage)
 
 
+def per_mtok_usd(kind: str, base_url: str | None, model: str) -> tuple[float, float] | None:
+    """US dollars of a million input and of a million output tokens; None when the price is not known.
+
+    The base price: some models cost more above a length, or less for cached input. Arguments as for
+    `cost_usd`.
+    """
+    price = _price(kind, base_url, model, int(time.time()) // _REUSED_S)
+    return None if price is None else (price.input.base, price.output.base)
+
+
 @dataclass(frozen=True, slots=True)
 class _Rate:
     """Dollars per million tokens: the base, and the steps above so many input tokens.

@@ -55,7 +55,8 @@ def test_the_json_shapes_that_scripts_rely_on(stack):
     (stack.home / "a.txt").write_text("A text about the harbour of Bergen.")
     (stack.home / "empty.txt").write_text("")
     added = stack.json("documents", "add", "a.txt", "empty.txt", code=1)
-    assert [line.keys() for line in added] == [{"path", "document_id", "status", "error"}] * 2
+    for line in added:
+        assert line.keys() >= {"path", "document_id", "status", "error"}
     assert [line["status"] for line in added] == ["added", "error"]
     assert stack.json("documents", "add", "a.txt")[0]["status"] == "exists"
 

@@ -9,7 +9,7 @@ from genai_prices import calc_price
 from genai_prices.data_snapshot import get_snapshot
 
 from llmtasks.messages import Usage
-from llmtasks.providers.prices import cost_usd
+from llmtasks.providers.prices import cost_usd, per_mtok_usd
 
 USAGES = [
     Usage(input_tokens=1000, output_tokens=100),
@@ -84,3 +84,12 @@ def test_bench_cost() -> None:
     for _ in range(10_000):
         cost_usd("openai", None, "gpt-4o-mini", USAGES[0])
     print(f"\ncost_usd: {(time.process_time() - started) * 100:.2f} us a call")  # noqa: T201
+
+
+def test_the_price_of_a_million_tokens_is_what_a_call_is_charged_by() -> None:
+    price = per_mtok_usd("openai", None, "gpt-4o-mini")
+    assert price is not None
+    usage = Usage(input_tokens=2_000, output_tokens=300)
+    charged = cost_usd("openai", None, "gpt-4o-mini", usage)
+    assert charged == pytest.approx((2_000 * price[0] + 300 * price[1]) / 1e6)
+    assert per_mtok_usd("openai", "http://localhost:8000/v1", "gpt-4o-mini") is None

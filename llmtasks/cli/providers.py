@@ -1,0 +1,208 @@
+"""`llmtasks providers`: how each configured provider stands, and what it was used for. Starts nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from llmtasks import client
+from llmtasks.admission import Admission, ProviderState, ProviderStatus, connect
+from llmtasks.admission.limits import DIMENSIONS, per_minute
+from llmtasks.cli.output import duration, json_option, print_json, spoken, visible
+from llmtasks.errors import AdmissionUnavailable, ConfigurationError, StoreUnavailable
+from llmtasks.providers.prices import per_mtok_usd
+from llmtasks.settings import Provider, Settings, current
+from llmtasks.store.calls import Answered, Recent
+
+_NOTHING = Answered(calls=0, minute_calls=0, minute_input_tokens=0, minute_output_tokens=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """All that is known of one provider. `status` is None when Redis, `recent` when SQL is away."""
+
+    provider: Provider
+    expected_share: float
+    status: ProviderStatus | None
+    recent: Recent | None
+    price: tuple[float, float] | None
+
+    @property
+    def answered(self) -> Answered | None:
+        """What it answered of late."""
+        if self.recent is None:
+            return None
+        return self.recent.by_provider.get(self.provider.name, _NOTHING)
+
+    @property
+    def share(self) -> float | None:
+        """Its part of all recent answers; None when there are none."""
+        if self.recent is None or self.answered is None:
+            return None
+        total = sum(one.calls for one in self.recent.by_provider.values())
+        return self.answered.calls / total if total else None
+
+
+@click.command()
+@json_option
+def providers(*, as_json: bool) -> int:
+    """How the providers stand: state, use of their limits, share of the work, price.
+
+    What was used is what was answered; a provider may count more, such as calls that failed. Exit
+    code 1 when the fleet's Redis or the database does not answer.
+    """
+    settings = current()
+    if not settings.providers:
+        raise ConfigurationError(
+            "providers: none is configured; set OPENAI_API_KEY or ANTHROPIC_API_KEY, or add a"
+            " [[providers]] entry to llmtasks.toml"
+        )
+    statuses, trouble = _statuses(settings)
+    recent, lost = _recent()
+    standings = list(_standings(settings.providers, statuses, recent))
+    if as_json:
+        print_json([standing_json(one, trouble) for one in standings])
+    else:
+        _print(standings, trouble)
+    if lost:
+        print(f"llmtasks: {lost}", file=sys.stderr)
+    return 1 if trouble or lost else 0
+
+
+def standing_json(one: Standing, trouble: str = "") -> dict[str, Any]:
+    """The stable shape of an element of `providers --json`; null is unknown or no limit."""
+    status, answered, recent = one.status, one.answered, one.recent
+    return {
+        "name": one.provider.name,
+        "kind": one.provider.kind,
+        "model": one.provider.model,
+        "state": str(status.state) if status else "unknown",
+        "reason": status.reason if status else trouble,
+        "blocked_s": status.next_opening if status else None,
+        "next_free_s": status.next_free if status else None,
+        "in_flight": status.in_flight if status else None,
+        "max_concurrency": one.provider.max_concurrency,
+        "standby": one.provider.weight == 0,
+        "weight": one.provider.weight,
+        "expected_share": one.expected_share,
+        "share": one.share,
+        "answers": answered.calls if answered else None,
+        "answers_s": recent.seconds if recent else None,
+        "limits": [
+            {"name": name, "per_minute": limit, "last_minute": used}
+            for name, limit, used in _uses(one)
+            if limit is not None
+        ],
+        "price": one.price
+        and {"input_usd_per_mtok": one.price[0], "output_usd_per_mtok": one.price[1]},
+    }
+
+
+def state_words(status: ProviderStatus | None, trouble: str = "") -> str:
+    """How a provider stands, for people."""
+    if status is None:
+        return f"unknown: {trouble}"
+    if status.state == ProviderState.OK:
+        return "ok"
+    if status.state == ProviderState.HALF_OPEN:
+        return "one call probes it"
+    why = spoken(f"{status.name}: {status.reason}")
+    return f"{status.state} {duration(status.next_opening)}: {why}"
+
+
+def _statuses(settings: Settings) -> tuple[dict[str, ProviderStatus], str]:
+    """The providers as the fleet sees them, and why that is not known."""
+    ours = settings.embedded and settings.redis.url is None
+    if ours and not settings.socket_path.exists():
+        return {}, "the embedded server is not running"
+    try:
+        found = asyncio.run(_ask(settings))
+    except AdmissionUnavailable:
+        return {}, "Redis does not answer"
+    return {status.name: status for status in found}, ""
+
+
+async def _ask(settings: Settings) -> list[ProviderStatus]:
+    admission = Admission(
+        connect(settings.redis_url),
+        prefix=settings.redis.prefix,
+        providers=settings.providers,
+        cache=settings.cache,
+    )
+    try:
+        return await admission.status()
+    finally:
+        await admission.aclose()
+
+
+def _recent() -> tuple[Recent | None, str]:
+    try:
+        return client.recent_answers(), ""
+    except StoreUnavailable as error:
+        return None, f"the database does not answer: {error}"
+
+
+def _standings(
+    configured: Sequence[Provider], statuses: Mapping[str, ProviderStatus], recent: Recent | None
+) -> Iterator[Standing]:
+    weights = sum(provider.weight for provider in configured)
+    for provider in configured:
+        yield Standing(
+            provider=provider,
+            expected_share=provider.weight / weights if weights else 1 / len(configured),
+            status=statuses.get(provider.name),
+            recent=recent,
+            price=per_mtok_usd(provider.kind, provider.base_url, provider.model),
+        )
+
+
+def _uses(one: Standing) -> Iterator[tuple[str, float | None, int | None]]:
+    """Each dimension with its limit and what was answered of it in the last minute."""
+    answered = one.answered
+    used: tuple[int | None, ...] = (None,) * len(DIMENSIONS)
+    if answered is not None:
+        tokens = answered.minute_input_tokens, answered.minute_output_tokens
+        used = (answered.minute_calls, sum(tokens), *tokens)
+    yield from zip(DIMENSIONS, per_minute(one.provider), used, strict=True)
+
+
+def _print(standings: Sequence[Standing], trouble: str) -> None:
+    """A paragraph for each: every fact on a line of its own fits any terminal and greps well."""
+    for number, one in enumerate(standings):
+        if number:
+            print()
+        standby = " (standby)" if one.provider.weight == 0 else ""
+        print(f"{one.provider.name}{standby}  {state_words(one.status, trouble)}")
+        for name, text in _facts(one):
+            print(f"  {name:<10}{visible(text)}")
+
+
+def _facts(one: Standing) -> Iterator[tuple[str, str]]:
+    status, answered = one.status, one.answered
+    yield "model", f"{one.provider.model} ({one.provider.kind})"
+    if one.provider.max_concurrency is not None:
+        in_flight = "unknown" if status is None else f"{status.in_flight or 0}"
+        yield "in flight", f"{in_flight} of {one.provider.max_concurrency}"
+    for name, limit, used in _uses(one):
+        shown = "unknown" if used is None else f"{used:,}"
+        unit = f"{name} tokens" if name in {"input", "output"} else name
+        if limit is not None:
+            yield "minute", f"{shown} of {limit:,.0f} {unit}"
+        elif name in {"requests", "tokens"}:
+            yield "minute", f"{shown} {unit}, no limit"
+    if status is not None and status.next_free > 0:
+        yield "next call", f"in {duration(status.next_free)} at the earliest"
+    if answered is not None and one.recent is not None:
+        part = "no" if one.share is None else f"{100 * one.share:.0f} % of all"
+        back = duration(one.recent.seconds)
+        told = f"{answered.calls:,} in the last {back}, {part} answers"
+        yield "answers", f"{told}; by weight {100 * one.expected_share:.0f} %"
+    if one.price is None:
+        yield "price", "unknown"
+    else:
+        yield "price", f"${one.price[0]:,.2f} in, ${one.price[1]:,.2f} out per million tokens"
