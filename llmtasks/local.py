@@ -8,16 +8,12 @@ its append-only file. So nothing is left behind, and nobody has to know who was 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO
 
 import redis
@@ -26,6 +22,7 @@ from redis.retry import Retry
 
 from llmtasks import logs
 from llmtasks.errors import ConfigurationError
+from llmtasks.processes import die_with_parent
 from llmtasks.settings import Settings
 
 _log = logs.get("local")
@@ -35,37 +32,6 @@ _LOOK_S = 0.2
 
 #: Seconds a server may take to load its append-only file.
 _START_S = 60.0
-
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> Callable[[], None] | None:
-    """A `preexec_fn` that ends a child with its parent, even when that is killed; None off Linux.
-
-    The kernel ties it to the thread that starts the child: start children from threads that live on.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def tie() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, int(sig))
-        if os.getppid() != parent:  # it died in between
-            os._exit(1)
-
-    return tie
-
-
-def follow_parent(parent: int) -> None:
-    """End this process (by SIGTERM) when its parent ends; at once when that has ended already.
-
-    Does nothing off Linux.
-    """
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:
-            raise SystemExit(143)
 
 
 def server_path() -> str:

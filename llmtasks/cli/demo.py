@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtasks import local
+from llmtasks import processes
 from llmtasks.errors import ConfigurationError, JobError, LLMTasksError
 from llmtasks.jobs import ENDED, JobState
-from llmtasks.settings import load
+from llmtasks.settings import load, origin
 
 if TYPE_CHECKING:
     from llmtasks.client import JobResult
@@ -38,10 +38,6 @@ TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 #: Seconds after which the demo gives up on its jobs. A 2-core machine needs about one minute.
 PATIENCE_S = 600.0
-
-#: Seconds for the local model to load, and for the worker to stop.
-START_S = 60.0
-STOP_S = 10.0
 
 _HOME = "llmtasks-demo-"
 
@@ -72,7 +68,7 @@ timeout_s = 300
 def main() -> int:
     """Run the demo; 0 when every job was completed."""
     if sys.argv[1:2] == ["--follow"]:  # make's process id: started by it, the demo ends with it
-        local.follow_parent(int(sys.argv[2]))
+        processes.follow_parent(int(sys.argv[2]))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with contextlib.ExitStack() as stack:
@@ -92,7 +88,9 @@ def _run(stack: contextlib.ExitStack) -> int:
     _configure(stack, home)
     print("starting a worker, with its embedded Valkey and SQLite ...", flush=True)
     log = home / "worker.log"
-    worker = stack.enter_context(_child([sys.executable, "-m", "llmtasks", "worker"], log=log))
+    worker = stack.enter_context(
+        processes.child([sys.executable, "-m", "llmtasks", "worker"], log=log)
+    )
 
     from llmtasks import client
 
@@ -125,7 +123,8 @@ def _configure(stack: contextlib.ExitStack, home: Path) -> None:
     """Point this process and its worker at a private directory; add the local model where it is needed."""
     config = _CONFIG.format(data_dir=json.dumps(str(home / "data")))
     own = load()
-    if own.providers:
+    # A key that merely stands in the environment is not to be spent by a try-out.
+    if own.providers and not origin().assumed:
         print(
             "using the providers of your configuration: " + ", ".join(p.name for p in own.providers)
         )
@@ -143,7 +142,7 @@ def _local_model(stack: contextlib.ExitStack) -> tuple[str, str]:
     print("no provider is configured: starting a small local model.")
     print("It is real, has 135 million parameters, and is for trying out, not for work.\n")
     child = stack.enter_context(
-        _child([sys.executable, "-m", "llmtasks.local_model", "--port", "0"], pipe=True)
+        processes.child([sys.executable, "-m", "llmtasks.local_model", "--port", "0"], pipe=True)
     )
     assert child.stdout is not None
     line = child.stdout.readline()
@@ -151,33 +150,6 @@ def _local_model(stack: contextlib.ExitStack) -> tuple[str, str]:
         raise ConfigurationError("the local model did not start; its message is above")
     ready = json.loads(line)
     return ready["url"], ready["model"]
-
-
-@contextlib.contextmanager
-def _child(
-    argv: list[str], *, pipe: bool = False, log: Path | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends with this one, however this one ends."""
-    with log.open("w") if log else contextlib.nullcontext() as file:
-        child = subprocess.Popen(  # noqa: S603  # our own modules
-            argv,
-            stdin=subprocess.PIPE if pipe else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if pipe else file,
-            stderr=file,
-            text=True,
-            # Ctrl-C reaches this process alone, which stops the others in order.
-            start_new_session=True,
-            preexec_fn=local.die_with_parent(),  # noqa: PLW1509  # sets one flag, takes no lock
-        )
-    try:
-        yield child
-    finally:
-        child.terminate()
-        try:
-            child.wait(timeout=STOP_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
 
 
 def _samples() -> Iterator[tuple[str, str]]:

@@ -13,11 +13,9 @@ from msgspec import Meta
 from llmtasks import settings
 from llmtasks.messages import FinishReason, Request, Usage
 from llmtasks.providers import sdk
+from llmtasks.providers.base import OFFICIAL_URLS
 from llmtasks.providers.failures import UnreadableAnswerError
 from llmtasks.providers.sdk import Answer, SDKProvider, decode, finish, whole
-
-#: Given explicitly, because the SDK would else ask ANTHROPIC_BASE_URL.
-OFFICIAL_URL: Final = "https://api.anthropic.com"
 
 #: The last API version with a temperature. The SDK's own (2026-10-21) answers 400 to any.
 SAMPLING_VERSION: Final = "2023-06-01"
@@ -55,7 +53,9 @@ class AnthropicProvider(SDKProvider):
         client = anthropic.AsyncAnthropic(
             api_key=key,
             # The SDK's paths begin with /v1, as people's addresses often end.
-            base_url=(provider.base_url or OFFICIAL_URL).rstrip("/").removesuffix("/v1"),
+            base_url=(provider.base_url or OFFICIAL_URLS["anthropic"])
+            .rstrip("/")
+            .removesuffix("/v1"),
             max_retries=0,
             http_client=anthropic.DefaultAioHttpClient(**sdk.http_options(provider)),
             default_headers=headers,

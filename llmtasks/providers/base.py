@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from llmtasks.messages import Completion, Request
+
+#: By kind; given explicitly, because the SDKs would else ask OPENAI_BASE_URL or ANTHROPIC_BASE_URL.
+OFFICIAL_URLS: Final[Mapping[str, str]] = {
+    "openai": "https://api.openai.com/v1",
+    "anthropic": "https://api.anthropic.com",
+}
 
 
 class Provider(Protocol):

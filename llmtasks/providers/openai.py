@@ -14,11 +14,9 @@ from msgspec import Meta
 from llmtasks import settings
 from llmtasks.messages import FinishReason, Request, Usage
 from llmtasks.providers import sdk
+from llmtasks.providers.base import OFFICIAL_URLS
 from llmtasks.providers.failures import UnreadableAnswerError
 from llmtasks.providers.sdk import Answer, SDKProvider, decode, finish, whole
-
-#: Given explicitly, because the SDK would else ask OPENAI_BASE_URL.
-OFFICIAL_URL: Final = "https://api.openai.com/v1"
 
 FINISH_REASONS: Final = {
     "stop": FinishReason.STOP,
@@ -38,7 +36,7 @@ class OpenAIProvider(SDKProvider):
     def __init__(self, provider: settings.Provider, api_key: str | None) -> None:
         client = openai.AsyncOpenAI(
             api_key=sdk.usable_key(provider, api_key),
-            base_url=provider.base_url or OFFICIAL_URL,
+            base_url=provider.base_url or OFFICIAL_URLS["openai"],
             max_retries=0,
             http_client=openai.DefaultAioHttpClient(**sdk.http_options(provider)),
             # Else taken from the environment, and sent to whatever server this is.

@@ -48,6 +48,17 @@ class ActiveFault:
             return False
         return fault.rate is None or self._random.random() < fault.rate
 
+    def refuses(self, account: str, now: float) -> bool:
+        """Whether this key is refused whatever it asks, so that it may not list models either."""
+        fault = self.fault
+        whatever = fault.next is None and fault.rate is None and fault.match is None
+        return (
+            fault.kind == "401"
+            and whatever
+            and fault.selectors in ((None, None, None), (None, None, account))
+            and self._in_time(now)
+        )
+
     def _in_time(self, now: float) -> bool:
         start = self.set_at + self.fault.after_s
         end = float("inf") if self.fault.for_s is None else start + self.fault.for_s
@@ -85,3 +96,7 @@ class FaultPlan:
             if one.wants(ask, account, now):
                 return one
         return None
+
+    def refuses(self, account: str, now: float) -> bool:
+        """Whether this key is refused whatever it asks. Uses up no fault."""
+        return any(one.refuses(account, now) for one in self.active)

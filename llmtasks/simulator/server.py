@@ -490,7 +490,11 @@ def create_app(config: Config) -> web.Application:
             return web.Response(status=400, body=anthropic.error(failure, ""), headers=_JSON)
         return web.json_response({"input_tokens": tokens})
 
-    async def models(_: web.Request) -> web.Response:
+    async def models(request: web.Request) -> web.Response:
+        if simulator.plan.refuses(account_of(request.headers), simulator.now()):
+            wire = anthropic if "anthropic-version" in request.headers else openai
+            refused = _FAILURES["401"]
+            return web.Response(status=401, body=wire.error(refused, ""), headers=_JSON)
         listed = [_model(name) for name in config.models]
         ends = {"first_id": config.models[0], "last_id": config.models[-1]} if listed else {}
         return web.json_response({"object": "list", "data": listed, "has_more": False, **ends})
