@@ -43,6 +43,9 @@ __all__ = [
     "submit_batch",
 ]
 
+#: The one place of the version: the package's metadata and `llmtasks --version` are made from it.
+__version__ = "0.1.0"
+
 _HOMES = {"LLMTasksError": "llmtasks.errors", "process_document": "llmtasks.tasks"}
 
 

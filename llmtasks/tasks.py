@@ -38,12 +38,13 @@ from llmtasks.errors import (
 )
 from llmtasks.jobs import MAX_PRIORITY, Completed, Elsewhere, NewJob, Outcome, Parked
 from llmtasks.settings import current
-from llmtasks.store import jobs
-from llmtasks.store.engine import Database, open_database
 from llmtasks.store.names import MAX_TENANT
 
 if TYPE_CHECKING:
+    # The store is loaded with the first job: a program that imports the task starts in half the time.
     from collections.abc import Callable
+
+    from llmtasks.store.engine import Database
 
 #: What every task takes besides its type's own options, with the default.
 COMMON_OPTIONS: Mapping[str, Any] = {"tenant": "default", "priority": 0, "fresh": False}
@@ -76,6 +77,8 @@ def bind(handler: Handler) -> None:
 @functools.cache
 def database() -> Database:
     """This process' database, opened at first use."""
+    from llmtasks.store.engine import open_database
+
     return open_database(current())
 
 
@@ -127,6 +130,8 @@ class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
         Raises:
             UnknownTaskType, InvalidOption: at once, and nothing is recorded.
         """
+        from llmtasks.store import jobs
+
         job = described(args, kwargs, job_id=task_id or uuid(), options=options)
         settings = current()
         if settings.delivery.record:

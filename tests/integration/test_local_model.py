@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-from llmtasks import task_types
+from llmtasks import local_model, task_types
 from llmtasks.errors import OutputTruncated
 from llmtasks.messages import Request
 from llmtasks.task_types import Document, Prompt
@@ -186,6 +186,39 @@ def test_a_port_that_is_taken_is_said_so():
         )
     assert done.returncode == 1
     assert f"did not start on port {port}" in done.stderr
+
+
+@needs_model
+def test_own_weights_are_served_under_their_file_name(tmp_path):
+    own = tmp_path / "my-model.v2.gguf"
+    own.symlink_to(local_model._shipped_weights())
+    with serving("--weights", str(own)) as process:
+        address = ready(process)
+        assert address["model"] == "my-model.v2"
+        with openai.OpenAI(base_url=address["url"], api_key="none", max_retries=0) as client:
+            served = [model.id for model in client.models.list()]
+            question = [{"role": "user", "content": "Say hello."}]
+            answer = client.chat.completions.create(
+                model=address["model"], messages=question, max_tokens=4
+            )
+    assert served == ["my-model.v2"]
+    assert answer.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot be read: No such file"), (b"PK\x03\x04", "is no GGUF file")],
+)
+def test_weights_that_are_none_are_said_so(tmp_path, content, said):
+    file = tmp_path / "own.gguf"
+    if content is not None:
+        file.write_bytes(content)
+    done = subprocess.run(
+        [*COMMAND, "--weights", str(file)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"local model: --weights: {file} {said}")
+    assert not done.stdout
 
 
 @pytest.mark.skipif(INSTALLED, reason="the packages are installed")
