@@ -12,7 +12,15 @@ import click
 from llmtasks import checks, client
 from llmtasks.cli.documents import NOTHING, chunks, left_out_remark
 from llmtasks.cli.options import checked_options, task_options, to_option
-from llmtasks.cli.output import duration, json_option, money, print_json, tenant_option, visible
+from llmtasks.cli.output import (
+    counted,
+    duration,
+    json_option,
+    money,
+    print_json,
+    tenant_option,
+    visible,
+)
 from llmtasks.errors import UsageError
 from llmtasks.estimates import Estimate, Estimator
 from llmtasks.planning import plan
@@ -110,13 +118,13 @@ def estimate_json(found: Estimate, unreadable: int) -> dict[str, Any]:
 def estimate_lines(found: Estimate, task_type: str) -> list[str]:
     """The same for people."""
     answered = [
-        f"{found.answered:,} are answered already" if found.answered else "",
-        f"{found.repeated:,} repeat another's text" if found.repeated else "",
-        f"{len(found.unfit):,} fit no provider" if found.unfit else "",
+        f"{found.answered:,} answered already" if found.answered else "",
+        f"{found.repeated:,} with another's text" if found.repeated else "",
+        f"{len(found.unfit):,} too large for every provider" if found.unfit else "",
     ]
     told = ", ".join(filter(None, answered))
     lines = [
-        f"{task_type}: {found.documents:,} documents, {found.calls:,} calls"
+        f"{task_type}: {counted(found.documents, 'document')}, {counted(found.calls, 'call')}"
         + (f" ({told})" if told else "")
     ]
     if found.calls:

@@ -75,6 +75,11 @@ def percent(part: int, total: int) -> str:
     return f"{max(1, share) if part else 0} %"
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 call", "2,000 calls"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def visible(text: str) -> str:
     """Foreign text on one line of a terminal: no control characters, which could rewrite the screen."""
     return "".join(char if char.isprintable() else " " for char in text)

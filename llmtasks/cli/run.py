@@ -29,6 +29,7 @@ from llmtasks.cli.documents import NOTHING, chunks, left_out_remark
 from llmtasks.cli.estimate import estimate_lines, told
 from llmtasks.cli.options import checked_options, task_options, to_option
 from llmtasks.cli.output import (
+    counted,
     json_option,
     print_json,
     status_json,
@@ -155,7 +156,7 @@ def _agreed(task_type: str, stored: Stored, *, yes: bool) -> bool:
         _say(
             f"  key     {assumed[provider.name]}, from the environment: {provider.model}"
             f" of {provider.name}",
-            f"  limits  {limits(provider)}: cautious ones; write yours into llmtasks.toml",
+            f"  limits  {limits(provider)} (cautious; llmtasks.toml sets yours)",
         )
     if yes:
         return True
@@ -235,7 +236,7 @@ def _report(
     if out is not None:
         _say(f"  results {out}")
     if stored.errors:
-        _say(f"  {stored.errors:,} files could not be read; they are named above")
+        _say(f"  {counted(stored.errors, 'file')} could not be read, as said above")
     if status.failed:
         _say(f"  try the failed ones again: llmtasks retry {status.batch_id}, or the same command")
 

@@ -9,7 +9,7 @@ import click
 
 from llmtasks import client
 from llmtasks.cli.options import parsed_options, task_options
-from llmtasks.cli.output import json_option, print_json, tenant_option
+from llmtasks.cli.output import counted, json_option, print_json, tenant_option
 from llmtasks.errors import UsageError
 
 
@@ -55,7 +55,9 @@ def submit(
     if as_json:
         print_json({"batch_id": batch.batch_id, "jobs": batch.jobs})
     else:
-        print(f"{batch.batch_id}  {batch.jobs} jobs; see: llmtasks watch {batch.batch_id}")
+        print(
+            f"{batch.batch_id}  {counted(batch.jobs, 'job')}; see: llmtasks watch {batch.batch_id}"
+        )
 
 
 def _chosen(

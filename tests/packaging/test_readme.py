@@ -186,7 +186,9 @@ def test_every_command_of_the_page_works_when_it_is_pasted(reader):
             case _:
                 pytest.fail(f"a block of {block.language!r} that nobody tries: {block.text[:60]}")
     assert {"llmtasks up", "llmtasks doctor", "llmtasks migrate"} <= set(reader.typed)
-    spanish = [json.loads(line) for line in (reader.place / "spanish.jsonl").open()]
+    spanish = [
+        json.loads(line) for line in (reader.place / "spanish.jsonl").read_text().splitlines()
+    ]
     assert {row["state"] for row in spanish} == {"completed"}
     assert {row["document_id"] for row in spanish} == TEXTS.keys()
 
