@@ -76,7 +76,7 @@ def percent(part: int, total: int) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """ "1 call", "2,000 calls"."""
+    """A number of things, as in "1 call" or "2,000 calls"."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
