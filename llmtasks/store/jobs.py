@@ -220,8 +220,7 @@ def park(
         "deferrals": jobs.c.deferrals + int(deferred),
         "worker_id": None,
     }
-    with db.write() as connection:
-        return _move(connection, job, values) or _is_already(connection, job, JobState.WAITING)
+    return _give_back(db, job, values, JobState.WAITING)
 
 
 def release(db: Database, job: ClaimedJob, *, attempts: int) -> bool:
@@ -232,8 +231,7 @@ def release(db: Database, job: ClaimedJob, *, attempts: int) -> bool:
         "attempts": attempts,
         "worker_id": None,
     }
-    with db.write() as connection:
-        return _move(connection, job, values) or _is_already(connection, job, JobState.QUEUED)
+    return _give_back(db, job, values, JobState.QUEUED)
 
 
 def unsend(db: Database, job_ids: Sequence[str]) -> None:
@@ -257,7 +255,31 @@ def cancel(db: Database, target: str, *, running: bool = True) -> int:
     Raises:
         UnknownJob: no job and no batch has this id.
     """
-    values = {
+    with db.write() as connection:
+        rows = _rows_of(connection, target)
+        connection.execute(
+            sa.update(batches).where(batches.c.batch_id == target).values(cancelled_at=epoch())
+        )
+    return sum(_sweep(db, rows, OPEN if running else UNCLAIMED, _cancelled()))
+
+
+def end_cancelled(connection: Connection, job_ids: Sequence[str]) -> None:
+    """End those of the jobs, given back or taken from the dead, whose batch was cancelled meanwhile."""
+    if not job_ids:
+        return
+    wanted = sa.exists().where(
+        batches.c.batch_id == jobs.c.batch_id, batches.c.cancelled_at.is_not(None)
+    )
+    connection.execute(
+        sa.update(jobs)
+        .where(jobs.c.job_id.in_(job_ids), UNCLAIMED, jobs.c.batch_id.is_not(None), wanted)
+        .values(_cancelled())
+    )
+
+
+def _cancelled() -> dict[str, Any]:
+    """The columns of a job that is cancelled."""
+    return {
         "state": JobState.CANCELLED.value,
         "finished_at": epoch(),
         "not_before": None,
@@ -267,12 +289,6 @@ def cancel(db: Database, target: str, *, running: bool = True) -> int:
         # A direct job's caller is to be told; for the others nobody waits.
         "sent_at": sa.case((jobs.c.direct, None), else_=sa.func.coalesce(jobs.c.sent_at, epoch())),
     }
-    with db.write() as connection:
-        rows = _rows_of(connection, target)
-        connection.execute(
-            sa.update(batches).where(batches.c.batch_id == target).values(cancelled_at=epoch())
-        )
-    return sum(_sweep(db, rows, OPEN if running else UNCLAIMED, values))
 
 
 def retry(db: Database, target: str) -> int:
@@ -295,7 +311,9 @@ def retry(db: Database, target: str) -> int:
     with db.write() as connection:
         rows = _rows_of(connection, target)
         connection.execute(
-            sa.update(batches).where(batches.c.batch_id == target).values(cancelled_at=None)
+            sa.update(batches)
+            .where(batches.c.batch_id.in_([target, _batch_of(target)]))
+            .values(cancelled_at=None)
         )
         started = connection.execute(sa.select(epoch())).scalar_one()
     ended = sa.and_(
@@ -425,6 +443,16 @@ def _move(connection: Connection, job: ClaimedJob, values: Mapping[str, Any]) ->
     return moved.rowcount == 1
 
 
+def _give_back(db: Database, job: ClaimedJob, values: Mapping[str, Any], state: JobState) -> bool:
+    """Let go of a job. One of a batch that was cancelled while it ran ends with that."""
+    with db.write() as connection:
+        if not _move(connection, job, values):
+            return _is_already(connection, job, state)
+        if job.batch_id is not None:
+            end_cancelled(connection, [job.job_id])
+    return True
+
+
 def _is_already(connection: Connection, job: ClaimedJob, state: JobState) -> bool:
     """Whether this very claim made this move before: its commit arrived, the answer did not."""
     found = connection.execute(
@@ -433,6 +461,11 @@ def _is_already(connection: Connection, job: ClaimedJob, state: JobState) -> boo
         )
     )
     return found.first() is not None
+
+
+def _batch_of(job_id: str) -> sa.ScalarSelect[Any]:
+    """The batch that a job belongs to."""
+    return sa.select(jobs.c.batch_id).where(jobs.c.job_id == job_id).scalar_subquery()
 
 
 def _rows_of(connection: Connection, target: str) -> ColumnElement[bool]:

@@ -12,6 +12,7 @@ from llmtasks.errors import WorkerLost
 from llmtasks.jobs import JobState
 from llmtasks.store import dialect, outbox
 from llmtasks.store.engine import Database, epoch
+from llmtasks.store.jobs import end_cancelled
 from llmtasks.store.tables import FINISHED, RUNNING, jobs, workers
 
 #: In how many leases before its death a worker's Celery results are suspected not to have been
@@ -136,6 +137,7 @@ def reap(db: Database, max_crashes: int, *, to_sink: bool = False) -> Reaped:
             lost = sorted(job_id for job_id, state in taken.items() if state is JobState.FAILED)
             if to_sink:
                 outbox.put(connection, lost)
+            end_cancelled(connection, sorted(taken.keys() - set(lost)))
             requeued += len(taken) - len(lost)
             failed += len(lost)
     return Reaped(requeued=requeued, failed=failed, untold=untold)

@@ -17,7 +17,7 @@ from support.rows import (
 
 from llmtasks.errors import InvalidOption, UnknownJob
 from llmtasks.jobs import JobState
-from llmtasks.store import batches, documents, feed, jobs, results
+from llmtasks.store import batches, documents, feed, jobs, results, workers
 from llmtasks.store.tables import batches as batches_table
 
 
@@ -291,6 +291,35 @@ def test_cancelling_a_batch_ends_what_has_not_ended_and_names_who_is_waited_for(
     assert jobs.get(db, "c").error_type == "JobCancelled"
     assert not jobs.complete(db, running, new_result())
     assert jobs.cancel(db, "batch") == 0
+
+
+def test_cancelling_what_waits_lets_paid_work_end_and_what_is_given_back_ends_with_its_batch(db):
+    names = ["done", "parked", "released", "orphan", "queued"]
+    batches.create(
+        db,
+        "batch",
+        "default",
+        None,
+        {},
+        [new_job(name, batch_id="batch", direct=False) for name in names],
+    )
+    held = {name: jobs.claim(db, name, "worker") for name in names[:3]}
+    assert jobs.claim(db, "orphan", "dead worker")
+
+    assert jobs.cancel(db, "batch", running=False) == 1
+
+    assert jobs.complete(db, held["done"], new_result())
+    assert jobs.park(db, held["parked"], 9.0, "why", attempts=1, deferred=True)
+    assert jobs.release(db, held["released"], attempts=0)
+    workers.reap(db, 3)
+    assert [state(db, name) for name in names] == [JobState.COMPLETED, *[JobState.CANCELLED] * 4]
+    assert jobs.get(db, "parked").error_type == "JobCancelled"
+
+    # One that is wanted again is wanted, although its batch was cancelled once.
+    assert jobs.retry(db, "parked") == 1
+    again = jobs.claim(db, "parked", "worker")
+    assert jobs.release(db, again, attempts=0)
+    assert state(db, "parked") is JobState.QUEUED
 
 
 def test_a_worker_learns_which_of_its_jobs_were_cancelled(db):
