@@ -20,12 +20,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from llmtasks import logs
+from llmtasks import directories, logs
 from llmtasks.errors import ConfigurationError
-from llmtasks.processes import die_with_parent
+from llmtasks.processes import tied
 from llmtasks.settings import Settings
 
 _log = logs.get("local")
+
+#: Whoever holds it runs the server.
+_LOCK = "valkey.lock"
 
 #: Seconds between two looks at the lock, or at a server that should be running.
 _LOOK_S = 0.2
@@ -61,6 +64,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._dir = settings.data_dir
         self._socket = settings.socket_path
         self._binary = server_path()
@@ -73,14 +77,8 @@ class EmbeddedServer:
         Raises:
             ConfigurationError: It does not come up; the message names its log.
         """
-        try:
-            for directory in (self._dir, self._socket.parent):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self._dir / "valkey.lock").open("a").close()
-        except OSError as error:
-            raise ConfigurationError(
-                f"local.data_dir: {self._dir} cannot be used: {error.strerror}"
-            ) from None
+        directories.own_file(self._settings, _LOCK)
+        directories.for_socket(self._settings)
         self._thread.start()
         deadline = time.monotonic() + _START_S
         while not self._answers():
@@ -97,7 +95,7 @@ class EmbeddedServer:
         self._thread.join(timeout=15.0)
 
     def _keep(self) -> None:
-        with (self._dir / "valkey.lock").open("w") as lock:
+        with (self._dir / _LOCK).open("w") as lock:
             while not self._stopping.is_set():
                 with _held(lock) as mine:
                     if mine:
@@ -106,14 +104,19 @@ class EmbeddedServer:
 
     def _run(self) -> None:
         """Run the server as our child until it ends or we stop."""
+        try:
+            directories.for_socket(self._settings)  # the keeper before us removes its own
+        except ConfigurationError as error:
+            logs.warning(_log, "valkey-not-started", why=error)
+            return
         self._end_orphan()
         child = subprocess.Popen(  # noqa: S603  # our own binary, our own arguments
-            self._command(),
+            tied(self._command()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the command, which then stops us in order
-            preexec_fn=die_with_parent(),  # noqa: PLW1509  # sets one flag, takes no lock
+            umask=0o077,  # cached answers are in its files
         )
         logs.info(_log, "valkey-started", pid=child.pid, dir=self._dir)
         while not self._stopping.wait(_LOOK_S):
@@ -126,6 +129,7 @@ class EmbeddedServer:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        directories.leave_socket(self._settings)
 
     def _command(self) -> list[str]:
         return [

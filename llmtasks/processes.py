@@ -13,28 +13,39 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> Callable[[], None] | None:
-    """A `preexec_fn` that ends a child with its parent, even when that is killed; None off Linux.
+#: Ties itself to its parent and becomes the command, which stays tied. A `preexec_fn` would do so between
+#: fork and exec, where Python's own fork hooks run, and an exception of a signal handler is lost.
+_TIE = f"""
+import ctypes, os, signal, sys
+parent, number, *argv = sys.argv[1:]
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, int(number))
+if os.getppid() != int(parent):  # it died in between
+    os._exit(1)
+for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, not by the command
+    signal.signal(ignored, signal.SIG_DFL)
+os.execv(argv[0], argv)
+"""
 
-    The kernel ties it to the thread that starts the child: start children from threads that live on.
+
+def tied(argv: Sequence[str], orphaned: signal.Signals = signal.SIGKILL) -> list[str]:
+    """The command, made to get a signal when the process that starts it ends; as it is off Linux.
+
+    Takes some hundredths of a second. The kernel ties it to the thread that starts it: start children from
+    threads that live on.
+
+    Args:
+        argv: With the program's whole path.
+        orphaned: The signal.
     """
     if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def tie() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, int(sig))
-        if os.getppid() != parent:  # it died in between
-            os._exit(1)
-
-    return tie
+        return list(argv)
+    return [sys.executable, "-ISc", _TIE, str(os.getpid()), str(int(orphaned)), *argv]
 
 
 def follow_parent(parent: int) -> None:
@@ -59,7 +70,7 @@ def start(
     """Start a child; see `child`. Whoever starts it ends it, by `stop`."""
     with _opened(log) as file:
         return subprocess.Popen(  # noqa: S603  # our own modules
-            argv,
+            tied(argv, orphaned),
             env=env,
             stdin=subprocess.PIPE if pipe else subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipe else file,
@@ -67,7 +78,6 @@ def start(
             text=True,
             # Ctrl-C reaches this process alone, which stops the others in order.
             start_new_session=True,
-            preexec_fn=die_with_parent(orphaned),  # noqa: PLW1509  # sets one flag, takes no lock
         )
 
 

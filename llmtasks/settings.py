@@ -15,6 +15,7 @@ import functools
 import hashlib
 import os
 import re
+import stat
 import tempfile
 import tomllib
 import typing
@@ -387,12 +388,17 @@ class Settings(_Section, frozen=True):
     def socket_path(self) -> Path:
         """The embedded server's Unix socket: in the data directory, or, where that path is longer than
         a socket address can be, in a private directory named after it.
+
+        Raises:
+            ConfigurationError: that directory, whose name others can foresee, is not this user's alone.
         """
         path = self.data_dir / "valkey.sock"
         if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
             return path
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"llmtasks-{os.getuid()}-{digest}" / "valkey.sock"
+        directory = Path(tempfile.gettempdir()) / f"llmtasks-{os.getuid()}-{digest}"
+        _require_private(directory)
+        return directory / "valkey.sock"
 
     @property
     def embedded(self) -> bool:
@@ -402,7 +408,7 @@ class Settings(_Section, frozen=True):
     @property
     def broker_url(self) -> str:
         """Where Celery publishes."""
-        return self.broker.url or f"redis+socket://{self.socket_path}?virtual_host=0"
+        return self.broker.url or addresses.for_celery(f"unix://{self.socket_path}?db=0")
 
     @property
     def redis_url(self) -> str:
@@ -414,14 +420,26 @@ class Settings(_Section, frozen=True):
     @property
     def result_url(self) -> str:
         """Celery's results: the same server as `redis_url`, in Celery's form of a URL."""
-        url = self.redis_url
-        if url.startswith("unix://"):
-            return "redis+socket://" + url.removeprefix("unix://").replace("db=", "virtual_host=")
-        return url
+        return addresses.for_celery(self.redis_url)
 
 
 #: Linux allows 107 bytes and a terminator in sockaddr_un, macOS 103.
 _SOCKET_PATH_BYTES = 100
+
+
+def _require_private(directory: Path) -> None:
+    """What is there has to be ours: whoever owns it could listen in the server's place."""
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return
+    raise ConfigurationError(
+        f"is too long for a socket in it, and {directory} is not a directory of yours alone (chmod 700):"
+        " remove that, or give a shorter path",
+        key="local.data_dir",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -451,6 +469,10 @@ class Origin:
         """The one line about a wrong value; `causes` are other keys that it contradicts."""
         line = f"{self.where(key, *causes)}: {key}: {says}"
         return ConfigurationError(" ".join(line.split()))
+
+    def located(self, error: ConfigurationError) -> ConfigurationError:
+        """The same error with where its key stands, if it is about one."""
+        return error if error.key is None else self.error(error.key, error.says)
 
 
 def load(environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Settings:
@@ -502,10 +524,24 @@ def api_key(provider: Provider, environ: Mapping[str, str] | None = None) -> str
     if not key:
         blank = "is blank" if provider.api_key_env in environ else "is not set"
         raise ConfigurationError(
-            f"providers.{provider.name}.api_key_env: the environment variable"
-            f" {provider.api_key_env} {blank}; export it, or remove the provider"
+            f"the environment variable {provider.api_key_env} {blank}; export it, or remove the provider",
+            key=f"providers.{provider.name}.api_key_env",
         )
     return key
+
+
+def require_providers(settings: Settings, found: Origin) -> None:
+    """Refuse to go on where nobody could be asked.
+
+    Raises:
+        ConfigurationError: no provider is configured; with how to give one.
+    """
+    if not settings.providers:
+        file = f"{found.path}: " if found.path else ""
+        raise ConfigurationError(
+            f"{file}providers: none is configured; export {' or '.join(ASSUMED)}, or add a [[providers]]"
+            " section to llmtasks.toml"
+        )
 
 
 # --- the sources ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from llmtasks.addresses import public
+from llmtasks.addresses import for_client, public
 
 _WHERE = re.compile(r"Error -?\d+ connecting to \S+\. ")
 
@@ -32,7 +32,7 @@ def probe(url: str, timeout_s: float) -> ServerState:
     """Ask the server at `url`, given in redis-py's or Celery's form. Changes nothing there."""
     try:
         with redis.Redis.from_url(
-            _for_client(url),
+            for_client(url),
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
@@ -43,12 +43,6 @@ def probe(url: str, timeout_s: float) -> ServerState:
     except (redis.RedisError, OSError, ValueError) as error:
         return ServerState(address=public(url), failure=_why(error))
     return _state(url, told if isinstance(told, dict) else {})
-
-
-def _for_client(url: str) -> str:
-    if not url.startswith("redis+socket://"):
-        return url
-    return "unix://" + url.removeprefix("redis+socket://").replace("virtual_host=", "db=")
 
 
 def _state(url: str, told: dict[str, object]) -> ServerState:

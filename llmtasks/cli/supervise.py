@@ -83,6 +83,8 @@ class Member:
         self._history = History()
         self._process: subprocess.Popen[str] | None = None
         self._due = 0.0
+        self._started = 0.0
+        self._log_from = 0
 
     @property
     def hopeless(self) -> bool:

@@ -12,16 +12,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from llmtasks import __version__, processes
+from llmtasks import __version__, directories, processes
 from llmtasks.addresses import public
-from llmtasks.cli.diagnosis import configuration, limits
+from llmtasks.cli.asked import Asked
+from llmtasks.cli.diagnosis import configuration
+from llmtasks.cli.output import limits
+from llmtasks.cli.servers import require_servers
 from llmtasks.cli.supervise import Member, wait_for
-from llmtasks.errors import AdmissionUnavailable, ConfigurationError, JobError, UsageError
-from llmtasks.settings import Settings, current, current_origin
+from llmtasks.errors import ConfigurationError, JobError, UsageError
+from llmtasks.settings import ASSUMED, Settings, current, current_origin
 
 if TYPE_CHECKING:
     from llmtasks.store.engine import Database
@@ -31,9 +34,6 @@ LOOK_S = 0.2
 
 #: Seconds after which a start that takes long is spoken of.
 SLOW_S = 30.0
-
-#: Seconds that the broker has to answer before anything is started.
-ANSWER_S = 5.0
 
 #: Ports that are tried for Flower, from the configured one upwards.
 PORTS = 20
@@ -73,14 +73,15 @@ def up(count: int, concurrency: int | None, port: int | None, *, flower: bool) -
     Flower, says where everything is, and keeps it running. Ctrl-C (or SIGTERM) stops it in order: model
     calls in flight have `[worker] drain_s` seconds. Ctrl-C again stops it at once; nothing is lost.
     """
-    from llmtasks.checks import check
+    from llmtasks import checks
 
     settings = current()
-    check(settings)
+    checks.ready(settings)
     asked = Asked()
     asked.listen()
     with contextlib.ExitStack() as ending, contextlib.suppress(KeyboardInterrupt):
-        directory = _own_directory(settings)
+        directory = directories.own(settings)
+        logs = directories.own(settings, "logs")
         ending.enter_context(_alone(directory))
         watched = _flower_port(settings, port) if flower else None
         _say("starting ...")
@@ -88,8 +89,8 @@ def up(count: int, concurrency: int | None, port: int | None, *, flower: bool) -
         asked.counting()
         crew = Crew(
             settings,
-            [_worker(number, concurrency, directory, database) for number in range(1, count + 1)],
-            _flower(settings, watched, directory) if watched else None,
+            [_worker(number, concurrency, logs, database) for number in range(1, count + 1)],
+            _flower(settings, watched, logs) if watched else None,
             asked,
         )
         try:
@@ -99,29 +100,6 @@ def up(count: int, concurrency: int | None, port: int | None, *, flower: bool) -
         finally:
             crew.stop()
     _say("stopped")
-
-
-class Asked:
-    """How often we were asked to stop. Until `counting`, being asked is a KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self.times = 0
-        self._counting = False
-
-    def listen(self) -> None:
-        """Hear the signals; those that are ignored, as under nohup, stay so."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._hear)
-
-    def counting(self) -> None:
-        """From now on somebody looks at `times`."""
-        self._counting = True
-
-    def _hear(self, _number: int, _frame: Any) -> None:
-        self.times += 1
-        if not self._counting:
-            raise KeyboardInterrupt
 
 
 class Crew:
@@ -190,19 +168,6 @@ class Crew:
                 raise JobError(f"{worker.name} cannot start. Its last lines:\n{words}")
 
 
-def _own_directory(settings: Settings) -> Path:
-    """The data directory, made for its owner alone."""
-    directory = settings.data_dir
-    try:
-        for made in (directory, directory / "logs"):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"local.data_dir: {directory} cannot be used: {error.strerror}"
-        ) from None
-    return directory
-
-
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """One `up` per data directory: its logs and its server are there."""
@@ -223,10 +188,7 @@ def _parts(settings: Settings, ending: contextlib.ExitStack) -> Database:
         server = EmbeddedServer(settings)
         ending.callback(server.stop)
         server.start()
-    else:
-        _require_answer("broker.url", settings.broker_url)
-    if settings.redis.url:
-        _require_answer("redis.url", settings.redis_url)
+    require_servers(settings)
     from llmtasks.store import schema
     from llmtasks.store.engine import database_url, open_database
 
@@ -236,24 +198,17 @@ def _parts(settings: Settings, ending: contextlib.ExitStack) -> Database:
     return database
 
 
-def _require_answer(key: str, url: str) -> None:
-    from llmtasks.admission.probe import probe
-
-    state = probe(url, ANSWER_S)
-    if state.failure:
-        raise AdmissionUnavailable(f"{key}: {state.address} does not answer: {state.failure}")
-
-
-def _worker(number: int, concurrency: int | None, directory: Path, database: Database) -> Member:
+def _worker(number: int, concurrency: int | None, logs: Path, database: Database) -> Member:
     name = f"worker-{number}"
     return Member(
         name,
         [
             *_WORKER,
-            f"--name={name}",
+            # Another `up` of this machine, on the same broker, has a `worker-1` too.
+            f"--name={name}-{os.getpid()}",
             *([f"--concurrency={concurrency}"] if concurrency else []),
         ],
-        directory / "logs" / f"{name}.log",
+        logs / f"{name}.log",
         is_ready=functools.partial(_registered, database),
         # So that it drains, and then ends, when we are killed.
         orphaned=signal.SIGTERM,
@@ -277,7 +232,7 @@ def _metrics_urls(database: Database) -> dict[int, str | None]:
         return {}
 
 
-def _flower(settings: Settings, port: int, directory: Path) -> Member:
+def _flower(settings: Settings, port: int, logs: Path) -> Member:
     host = settings.flower.host
 
     def answers(_pid: int) -> bool:
@@ -288,10 +243,16 @@ def _flower(settings: Settings, port: int, directory: Path) -> Member:
     return Member(
         "flower",
         _FLOWER,
-        directory / "logs" / "flower.log",
+        logs / "flower.log",
         is_ready=answers,
-        env={**os.environ, "FLOWER_ADDRESS": host, "FLOWER_PORT": str(port)},
+        env={**_keyless(settings), "FLOWER_ADDRESS": host, "FLOWER_PORT": str(port)},
     )
+
+
+def _keyless(settings: Settings) -> dict[str, str]:
+    """Our environment without the providers' keys, for who calls none of them."""
+    keys = {provider.api_key_env for provider in settings.providers} | set(ASSUMED)
+    return {name: value for name, value in os.environ.items() if name not in keys}
 
 
 def _flower_port(settings: Settings, wanted: int | None) -> int:

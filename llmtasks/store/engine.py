@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from llmtasks import directories
 from llmtasks.errors import ConfigurationError, StoreUnavailable
 from llmtasks.settings import Settings
 
@@ -129,21 +130,14 @@ class Database:
 
 
 def database_url(settings: Settings) -> str:
-    """The configured url, else SQLite in the data directory, which is created for its owner alone.
+    """The configured url, else SQLite in the data directory, both made for their owner alone.
 
     Raises:
-        ConfigurationError: the directory cannot be created.
+        ConfigurationError: they cannot be made.
     """
     if settings.database.url is not None:
         return settings.database.url
-    directory = settings.data_dir
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"local.data_dir: {directory} cannot be created: {error.strerror}"
-        ) from None
-    return _sqlite_url(directory / SQLITE_FILE)
+    return _sqlite_url(directories.own_file(settings, SQLITE_FILE))
 
 
 def open_database(settings: Settings) -> Database:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,7 +18,7 @@ from llmtasks import processes
 from llmtasks.cli import supervise, up
 from llmtasks.cli.supervise import History, Member, how_it_ended
 from llmtasks.errors import JobError
-from llmtasks.settings import Settings
+from llmtasks.settings import Provider, Settings
 
 
 @pytest.fixture
@@ -116,6 +119,59 @@ def test_a_child_that_does_not_listen_is_killed_after_the_grace(tmp_path):
     with processes.child([sys.executable, "-c", deaf], pipe=True, grace_s=0.1) as child:
         child.stdout.readline()
     assert child.returncode == -signal.SIGKILL
+
+
+PARENT = """
+import os, sys, time
+from llmtasks import processes
+os.register_at_fork(before=lambda: print("fork", flush=True))
+child = processes.start([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_ends_with_a_parent_that_is_killed_and_no_fork_hook_runs_before_it():
+    own = "import time; print('up', flush=True); time.sleep(60)"
+    with processes.child([sys.executable, "-c", PARENT, own], pipe=True) as parent:
+        said = {parent.stdout.readline().strip() for _ in range(2)}  # in whichever order
+        (child,) = map(int, said - {"up"})
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 20
+        while is_running(child):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def is_running(pid):
+    """Of a process whose parent is dead, and whose new one may not have collected it yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_child_has_the_signals_and_the_arguments_that_it_was_given():
+    tell = "import sys, signal; print(sys.argv[1:], signal.getsignal(signal.SIGTERM).name)"
+    argv = [sys.executable, "-c", tell, "a b", "--", ""]
+    with processes.child(argv, pipe=True) as child:
+        assert child.stdout.readline() == "['a b', '--', ''] SIG_DFL\n"
+    # Python ignores these two; a program that does not must not find them ignored.
+    argv = [shutil.which("grep"), "SigIgn", "/proc/self/status"]
+    with processes.child(argv, pipe=True) as child:
+        ignored = int(child.stdout.read().split()[1], 16)
+    assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+
+
+def test_flower_is_given_no_provider_key(monkeypatch):
+    monkeypatch.setenv("THE_KEY", "s3cret")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "s3cret")
+    provider = Provider(name="a", kind="openai", model="m", api_key_env="THE_KEY")
+    env = up._keyless(Settings(providers=(provider,)))
+    assert "s3cret" not in env.values()
+    assert env["PATH"] == os.environ["PATH"]
 
 
 def test_a_lock_names_its_holder_and_is_free_when_it_has_ended(tmp_path):
