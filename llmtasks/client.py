@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import uuid
 from collections import Counter
@@ -11,27 +10,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmtasks import task_types
+from llmtasks import incoming, submission
 from llmtasks.documents import FileError as FileError  # noqa: PLC0414  # what `find_documents` yields
-from llmtasks.documents import Found, Text, find, read_bytes, read_file, read_found
-from llmtasks.documents.formats import Format
+from llmtasks.documents import Found, Text, find, pool, read_found, read_one
 from llmtasks.errors import (
     InvalidDocument,
     JobError,
     LLMTasksError,
+    NotNow,
     UnknownJob,
     UsageError,
     by_name,
 )
+from llmtasks.incoming import FileDocument as FileDocument  # noqa: PLC0414  # the other
 from llmtasks.jobs import ENDED, JobState, NewJob
 from llmtasks.messages import Usage
 from llmtasks.settings import current
-from llmtasks.store import batches, calls, documents, jobs, workers
+from llmtasks.store import batches, documents, jobs
 from llmtasks.store import results as stored_results
-from llmtasks.store.batches import BatchStatus, Times
-from llmtasks.store.calls import Recent
+from llmtasks.store.batches import BatchStatus
 from llmtasks.store.documents import NewDocument
-from llmtasks.tasks import COMMON_OPTIONS, check_common, database
+from llmtasks.store.process import database
 
 #: What a result is for programs, in this order: a line of `results --format jsonl`, and what a sink gets.
 RESULT_KEYS = (
@@ -47,10 +46,6 @@ RESULT_KEYS = (
     "cost_usd",
     "cached",
 )
-
-#: How far back answers are counted: seconds, and calls.
-_RECENT_S = 3_600.0
-_RECENT_CALLS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +119,6 @@ class JobResult:
         return by_name(self.error_type)(self.error_message or "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileDocument(NewDocument):
-    """A document to store, and what its file was: `encoding` of a text file."""
-
-    format: Format
-    encoding: str | None
-
-
 def add_document(
     source: str | bytes | Path,
     document_id: str | None = None,
@@ -150,20 +137,16 @@ def add_document(
 
     Raises:
         InvalidDocument: empty, not text, too large, or unreadable; the message says which.
+        NotNow: a file that is no text could not be converted, and is not to blame: try again later.
     """
-    limit = current().documents.max_bytes
-    if isinstance(source, Path):
-        document = read_document(source, document_id or str(source), tenant)
-    elif isinstance(source, bytes):
-        try:
-            read = read_bytes(source, limit)
-        except InvalidDocument as error:
-            raise InvalidDocument(f"{document_id or 'bytes'}: {error}") from None
-        document = _document(read, document_id, tenant, None)
-    else:
-        if len(source) > limit:
-            raise InvalidDocument(f"{document_id or 'text'}: is larger than {limit} bytes")
-        document = _document(Text(source, "text", None), document_id, tenant, None)
+    path = str(source) if isinstance(source, Path) else None
+    try:
+        with pool(1) as converters:
+            read = read_one(source, current().documents.max_bytes, converters)
+    except (InvalidDocument, NotNow) as error:
+        name = path or document_id or ("text" if isinstance(source, str) else "bytes")
+        raise type(error)(f"{name}: {error}") from None
+    document = incoming.document(read, document_id=document_id or path, tenant=tenant, path=path)
     documents.add(database(), [document])
     return document.document_id
 
@@ -171,21 +154,6 @@ def add_document(
 def add_documents(found: Iterable[NewDocument]) -> list[str]:
     """Store many documents in one go: "added", "exists" or "updated" for each."""
     return list(documents.add(database(), list(found)))
-
-
-def read_document(path: Path, document_id: str, tenant: str = "default") -> NewDocument:
-    """A file as a document, not stored yet.
-
-    Raises:
-        InvalidDocument: naming the file and what is wrong with it.
-    """
-    try:
-        read = read_file(str(path), current().documents.max_bytes)
-        document = _document(read, document_id, tenant, str(path))
-        documents.check(document)
-    except InvalidDocument as error:
-        raise InvalidDocument(f"{path}: {error}") from None
-    return document
 
 
 def find_documents(
@@ -198,8 +166,9 @@ def find_documents(
     r"""The documents in files, folders, globs and `-` (standard input), not stored yet.
 
     Each file is a document or a `FileError` that says why it is none, in a stable order and one at a time:
-    a million files need no memory. PDF, Word, EPUB and HTML are converted to Markdown by processes of
-    their own, on all cores; line ends of text files become `\n`.
+    a million files of one path need no memory; of several paths all ids are kept, to find two files of one
+    id. PDF, Word, EPUB and HTML are converted to Markdown by processes of their own, on all cores; line ends
+    of text files become `\n`.
 
     Args:
         paths: What to read. Folders are searched to the bottom for the suffixes of documents.
@@ -235,24 +204,21 @@ def submit_batch(
     Raises:
         UnknownTaskType, InvalidOption, UsageError: at once, and nothing is submitted.
     """
-    own = dict(options)
-    common = {name: own.pop(name, default) for name, default in COMMON_OPTIONS.items()}
-    check_common(common)
-    checked = task_types.validate_options(task_type, own)
+    checked = submission.checked(task_type, options)
     batch_id = batch_id or uuid.uuid4().hex
     rows = (
         NewJob(
             job_id=str(uuid.uuid4()),
             document_id=_document_id(document_id),
             task_type=task_type,
-            options=checked,
             direct=False,
             batch_id=batch_id,
-            **common,
+            **checked,
         )
         for document_id in ids
     )
-    count = batches.create(database(), batch_id, common["tenant"], task_type, checked, rows)
+    tenant, own = checked["tenant"], checked["options"]
+    count = batches.create(database(), batch_id, tenant, task_type, own, rows)
     if not count:
         raise UsageError("a batch needs at least one document id")
     return Batch(batch_id, count)
@@ -271,51 +237,8 @@ def status(target: str) -> BatchStatus:
     """
     found = batches.status(database(), target)
     if found is None:
-        raise _unknown(target)
+        raise UnknownJob.named(target)
     return found
-
-
-def times(target: str) -> Times:
-    """When a batch, a Celery group or a job was submitted, and when the last of it ended.
-
-    Raises:
-        UnknownJob: Nothing has this id.
-    """
-    found = batches.times(database(), target)
-    if found is None:
-        raise _unknown(target)
-    return found
-
-
-def newest_batch() -> str:
-    """The id of the batch or Celery group that was submitted last.
-
-    Raises:
-        UnknownJob: There is none.
-    """
-    found = batches.newest(database())
-    if found is None:
-        raise UnknownJob("there is no batch yet; submit one with: llmtasks submit")
-    return found
-
-
-def next_try_s(target: str) -> float | None:
-    """Seconds until the first waiting job of a batch is tried again; None when none waits."""
-    return batches.next_due_s(database(), target)
-
-
-def unserved(target: str) -> list[str]:
-    """The queues with open jobs of a batch (or of a job) that no live worker serves."""
-    served = {queue for worker in workers.live(database()) for queue in worker.queues}
-    known = task_types.names()
-    names = batches.open_task_types(database(), target)
-    wanted = {task_types.queue(name) for name in names if name in known}
-    return sorted(wanted - served)
-
-
-def recent_answers() -> Recent:
-    """What each provider answered in the last hour, or in less where that is very much."""
-    return calls.recent(database(), _RECENT_S, _RECENT_CALLS)
 
 
 def results(
@@ -378,10 +301,6 @@ def cancel(target: str, *, running: bool = True) -> int:
     return jobs.cancel(database(), target, running=running)
 
 
-def _unknown(target: str) -> UnknownJob:
-    return UnknownJob(f"no batch and no job has the id {target!r}")
-
-
 def job_result(row: stored_results.ResultRow) -> JobResult:
     """A stored row as its reader sees it."""
     return JobResult(
@@ -406,32 +325,11 @@ def _renamed(found: Found | FileError, document_id: str) -> Found | FileError:
 
 
 def _checked(found: Found, read: Text, tenant: str) -> FileDocument | FileError:
-    document = _document(read, found.document_id, tenant, found.path)
+    key = found.document_id
     try:
-        documents.check(document)
+        return incoming.document(read, document_id=key, tenant=tenant, path=found.path)
     except InvalidDocument as error:
-        return FileError(found.path, document.document_id, f"{found.path}: {error}")
-    return document
-
-
-def _document(read: Text, document_id: str | None, tenant: str, path: str | None) -> FileDocument:
-    digest = _digest(read.text)
-    return FileDocument(
-        document_id=f"doc-{digest[:16]}" if document_id is None else document_id,
-        text=read.text,
-        content_hash=digest,
-        tenant=tenant,
-        path=path,
-        format=read.format,
-        encoding=read.encoding,
-    )
-
-
-def _digest(text: str) -> str:
-    try:
-        return hashlib.sha256(text.encode()).hexdigest()
-    except UnicodeEncodeError:
-        raise InvalidDocument("the text holds lone surrogates, which no encoding allows") from None
+        return FileError(found.path, key, f"{found.path}: {error}")
 
 
 def _document_id(value: object) -> str:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import hashlib
 import logging
-import os
 import queue
 import random
 import threading
@@ -20,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from llmtasks import logs, metrics, task_types
-from llmtasks.documents import read_bytes
+from llmtasks import incoming, logs, metrics, task_types
+from llmtasks.documents import Pool, read_one
 from llmtasks.errors import (
     DocumentNotFound,
     DocumentSourceFailed,
@@ -55,9 +53,6 @@ _log = logs.get("executor")
 #: Seconds between two tries of a statement that the database did not answer.
 STORE_RETRY_S = 1.0
 
-#: A PDF is converted by a process of its own, so not for every slot at once.
-_reading = threading.BoundedSemaphore(os.cpu_count() or 1)
-
 #: Seconds without events after one that could not be sent.
 SILENT_S = 30.0
 
@@ -80,6 +75,7 @@ class Executor:
         settings: The whole configuration.
         worker_id: The lease that the claimed rows carry.
         source: Gives the texts that are not in the database; None: those are not found.
+        converters: Read what the source gives and is no text. Closed with `abort`, else by who made them.
     """
 
     def __init__(
@@ -90,6 +86,7 @@ class Executor:
         loop: LoopThread,
         settings: Settings,
         worker_id: str,
+        converters: Pool,
         source: Source | None = None,
     ) -> None:
         self.db = db
@@ -98,6 +95,7 @@ class Executor:
         self.settings = settings
         self.worker_id = worker_id
         self.source = source
+        self.converters = converters
         self.to_sink = settings.results.sink is not None
         self._asking: dict[tuple[str, int], Running[Answer]] = {}
         self._given_up: set[str] = set()
@@ -134,6 +132,7 @@ class Executor:
             asking = list(self._asking.values())
         for running in asking:
             running.cancel()
+        self.converters.close()
 
     @property
     def asking(self) -> int:
@@ -242,7 +241,7 @@ class _Run:
             raise  # stopping without a database: the lease runs out and another worker takes over
         except LLMTasksError as error:
             return self._fail(error)
-        except Exception as error:  # noqa: BLE001  # a row must not stay running for it
+        except BaseException as error:  # noqa: BLE001  # neither the row nor the slot may stay taken for it
             # A defect, ours or of a user's task type. Its message may quote the document.
             return self._fail(JobError(f"unexpected {type(error).__name__} at {logs.place(error)}"))
         if not held:
@@ -302,23 +301,14 @@ class _Run:
             raise NotNow(describe(error), delay=decision.delay) from error
 
     def _fetched(self, source: Source) -> documents.Document:
-        """What the user's function gives, checked like a text that is added. It stays where it is."""
+        """What the user's function gives, read like a document that is added. It stays where it is."""
         job = self.job
         found = source(job.document_id, job.tenant)
-        text = _text(found, job.document_id, self.settings.documents.max_bytes)
-        document = documents.NewDocument(
-            document_id=job.document_id,
-            text=text,
-            content_hash=_content_hash(text),
-            tenant=job.tenant,
-        )
-        documents.check(document)
-        return documents.Document(
-            document_id=job.document_id,
-            tenant=job.tenant,
-            content_hash=document.content_hash,
-            text=text,
-        )
+        try:
+            read = read_one(found, self.settings.documents.max_bytes, self.executor.converters)
+        except InvalidDocument as error:
+            raise InvalidDocument(f"document {job.document_id!r}: {error}") from None
+        return incoming.document(read, document_id=job.document_id, tenant=job.tenant)
 
     def _stored(self, key: str | None) -> NewResult | None:
         """The answer that another job was given to the same question, unless a fresh one is wanted."""
@@ -448,11 +438,23 @@ class _Context:
     """What a task type sees of the world."""
 
     def __init__(self, run: _Run, asked: Plan) -> None:
-        self.prompt = asked.prompt
-        self.temperature = asked.temperature
-        self.max_output_tokens = asked.max_output_tokens
         self._run = run
         self._asked = asked
+
+    @property
+    def prompt(self) -> task_types.Prompt:
+        """The prompt of the task type."""
+        return self._asked.prompt
+
+    @property
+    def temperature(self) -> float:
+        """The sampling temperature of the settings."""
+        return self._asked.temperature
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The answer limit of the settings in tokens; None: the task type's own estimate."""
+        return self._asked.max_output_tokens
 
     def ask(self, request: Request, accept: Callable[[str], T]) -> T:
         """Ask a model, wait, and accept its answer; see `task_types.TaskContext`."""
@@ -501,31 +503,6 @@ def described(job: NewJob, result: NewResult) -> dict[str, Any]:
         },
         "cost_usd": result.cost_usd,
     }
-
-
-def _text(found: str | bytes, document_id: str, max_bytes: int) -> str:
-    """What the user's function gave, as text; bytes are read like a file's.
-
-    Raises:
-        InvalidDocument: it is too large, or no text; names the id.
-    """
-    if isinstance(found, str):
-        if len(found.encode(errors="surrogatepass")) > max_bytes:
-            raise InvalidDocument(
-                f"document {document_id!r}: is larger than {max_bytes:,} bytes"
-                " (documents.max_bytes in the settings)"
-            )
-        return found
-    try:
-        with _reading:
-            return read_bytes(found, max_bytes).text
-    except InvalidDocument as error:
-        raise InvalidDocument(f"document {document_id!r}: {error}") from None
-
-
-def _content_hash(text: str) -> str:
-    # A lone surrogate is refused afterwards, with the name of its document.
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _reused(stored: NewResult) -> NewResult:

@@ -25,9 +25,6 @@ from llmtasks.errors import (
 )
 from llmtasks.settings import Settings
 
-#: What a function of somebody else's may end with that must not end our thread.
-FAILURES = (Exception, SystemExit)
-
 _NO_PLAIN_FUNCTION: Mapping[Callable[[object], bool], str] = {
     inspect.iscoroutinefunction: "is async",
     inspect.isasyncgenfunction: "is an async generator",
@@ -47,13 +44,13 @@ class Source:
 
         Raises:
             DocumentNotFound: it gave None.
-            DocumentSourceFailed: it raised, or gave something else; never with its message, which may
-                quote the document.
+            DocumentSourceFailed: it raised anything at all (a cancelled asyncio task is no Exception), or
+                gave something else; never with its message, which may quote the document.
             LLMTasksError: what it raised, where that is one of ours.
         """
         try:
             found = self._fetch(document_id, tenant)
-        except FAILURES as error:
+        except BaseException as error:
             # Of its own tables, perhaps: ours are there, and the job has to end.
             if isinstance(error, LLMTasksError) and not isinstance(error, StoreUnavailable):
                 raise
@@ -75,7 +72,7 @@ class Sink:
     _give: Callable[[Mapping[str, Any]], object]
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """Give it one ended job. Whatever the function raises is raised."""
+        """Give it one ended job. Whatever the function raises is raised, and may be a BaseException."""
         self._give(row)
 
 
@@ -110,68 +107,77 @@ def _search(places: tuple[Path, ...]) -> None:
     sys.path.extend(new for place in places if (new := str(place.absolute())) not in sys.path)
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A function that the settings name, and how its faults are told."""
+
+    key: str
+    name: str
+
+    def error(self, says: str) -> ConfigurationError:
+        return ConfigurationError(f"{self.name}: {says}", key=self.key)
+
+
 def _source(name: str) -> Callable[[str, str], object]:
-    key = f"documents.source: {name}"
-    function = _function(key, name)
-    if _takes(function, key, "document", tenant="tenant"):
+    named = _Named("documents.source", name)
+    function = _function(named)
+    if _takes(function, named, "document", tenant="tenant"):
         return lambda document_id, tenant: function(document_id, tenant=tenant)
-    if _takes(function, key, "document"):
+    if _takes(function, named, "document"):
         return lambda document_id, _tenant: function(document_id)
-    raise ConfigurationError(
-        f"{key}: must take (document_id), or (document_id, *, tenant), and nothing else it needs"
+    raise named.error(
+        "must take (document_id), or (document_id, *, tenant), and nothing else it needs"
     )
 
 
 def _sink(name: str) -> Callable[[Mapping[str, Any]], object]:
-    key = f"results.sink: {name}"
-    function = _function(key, name)
-    if not _takes(function, key, {}):
-        raise ConfigurationError(f"{key}: must take (row), a dict, and nothing else it needs")
+    named = _Named("results.sink", name)
+    function = _function(named)
+    if not _takes(function, named, {}):
+        raise named.error("must take (row), a dict, and nothing else it needs")
     return function
 
 
-def _function(key: str, name: str) -> Callable[..., object]:
-    module_name, _, attribute = name.partition(":")
-    module = _module(key, module_name)
+def _function(named: _Named) -> Callable[..., object]:
+    module_name, _, attribute = named.name.partition(":")
+    module = _module(named, module_name)
     if not hasattr(module, attribute):
         place = getattr(module, "__file__", None) or "a namespace package"
-        raise ConfigurationError(f"{key}: {module_name} ({place}) has no {attribute}")
+        raise named.error(f"{module_name} ({place}) has no {attribute}")
     function: Callable[..., object] = getattr(module, attribute)
     if inspect.isclass(function) or not callable(function):
-        raise ConfigurationError(f"{key}: is a {_kind(function)}, not a function")
+        raise named.error(f"is a {_kind(function)}, not a function")
     for is_it, what in _NO_PLAIN_FUNCTION.items():
         if is_it(function) or is_it(type(function).__call__):
-            raise ConfigurationError(
-                f"{key}: {what}; name a plain function (one that calls asyncio.run(...) will do)"
+            raise named.error(
+                f"{what}; name a plain function (one that calls asyncio.run(...) will do)"
             )
     return function
 
 
-def _module(key: str, name: str) -> ModuleType:
+def _module(named: _Named, module_name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise ConfigurationError(
-                f"{key}: importing {name} failed: it needs the module {error.name}; install it"
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise named.error(
+                f"importing {module_name} failed: it needs the module {error.name}; install it"
             ) from None
-        raise ConfigurationError(
-            f"{key}: there is no module {error.name}; put it beside llmtasks.toml or into the"
-            " directory the worker is started in, or install it"
+        raise named.error(
+            f"there is no module {error.name}; put it beside llmtasks.toml or into the directory the"
+            " worker is started in, or install it"
         ) from None
-    except FAILURES as error:
-        raise ConfigurationError(
-            f"{key}: importing {name} failed: {type(error).__name__} at {logs.place(error)}"
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # on the main thread: Ctrl-C goes on
+        raise named.error(
+            f"importing {module_name} failed: {type(error).__name__} at {logs.place(error)}"
         ) from None
 
 
-def _takes(function: Callable[..., object], key: str, *args: object, **kwargs: object) -> bool:
+def _takes(function: Callable[..., object], named: _Named, *args: object, **kwargs: object) -> bool:
     try:
         inspect.signature(function).bind(*args, **kwargs)
     except ValueError:
-        raise ConfigurationError(
-            f"{key}: does not say what it takes; wrap it in a function of your own"
-        ) from None
+        raise named.error("does not say what it takes; wrap it in a function of your own") from None
     except TypeError:
         return False
     return True

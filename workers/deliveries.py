@@ -1,8 +1,8 @@
 """Deliveries to the user's sink: each ended job, after it was committed, at least once.
 
 One thread per worker process claims due rows of the outbox, calls the function outside of any transaction,
-and settles them. The lease's beat keeps the claim of the row in hand; all others are given back after a
-second, so that a slow function holds one row and not many.
+and settles them. The lease's beat keeps the claims of the row in hand and of those delivered before it; the
+others are given back after a second, or run out: a slow function holds no row that it has not been given.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from llmtasks import logs
 from llmtasks.client import RESULT_KEYS, job_result
 from llmtasks.errors import LLMTasksError
-from llmtasks.hooks import FAILURES, Sink
+from llmtasks.hooks import Sink
 from llmtasks.jobs import JobState
 from llmtasks.retry import describe
 from llmtasks.settings import Settings
@@ -56,7 +56,7 @@ class Deliveries:
         self._turn_s = min(TURN_S, self._lease_s / 4)
         self._worker_id = worker_id
         self._room = CHUNK
-        self._in_hand: str | None = None
+        self._unsettled: list[str] = []
         self._stopping = threading.Event()
         self._until = float("inf")
         self._trouble: str | None = None
@@ -73,16 +73,24 @@ class Deliveries:
         self._thread.join(within_s + GRACE_S)
 
     def renew(self) -> None:
-        """Keep the claim of the row in hand. Called with every beat of the worker's lease."""
-        job_id = self._in_hand
-        if job_id is not None:
-            outbox.renew(self._db, self._worker_id, job_id, self._lease_s)
+        """Keep the claims of what the function was given and is not settled. Called with every beat of the
+        worker's lease.
+        """
+        job_ids = list(self._unsettled)
+        if job_ids:
+            outbox.renew(self._db, self._worker_id, job_ids, self._lease_s)
 
     def turn(self) -> int:
         """Deliver the next due rows, for about a second; how many were claimed."""
         claimed = outbox.claim(self._db, self._worker_id, self._room, self._lease_s)
-        if not claimed:
-            return 0
+        if claimed:
+            try:
+                self._deliver_all(claimed)
+            finally:
+                self._unsettled = []
+        return len(claimed)
+
+    def _deliver_all(self, claimed: Sequence[Delivery]) -> None:
         rows = results.of_jobs(self._db, [one.job_id for one in claimed])
         ends = min(time.monotonic() + self._turn_s, self._until)
         delivered: list[Delivery] = []
@@ -108,7 +116,6 @@ class Deliveries:
             failed=failed,
             untouched=claimed[done:],
         )
-        return len(claimed)
 
     def _run(self) -> None:
         while not (self._stopping.is_set() and time.monotonic() >= self._until):
@@ -125,7 +132,7 @@ class Deliveries:
             claimed = self.turn()
         except LLMTasksError as error:
             trouble = describe(error)
-        except Exception as error:  # noqa: BLE001  # a defect must not end the deliveries
+        except BaseException as error:  # noqa: BLE001  # nothing may end the deliveries
             trouble = f"{type(error).__name__} at {logs.place(error)}"
         if trouble and trouble != self._trouble:
             logs.warning(_log, "deliveries-failed", why=trouble)
@@ -139,13 +146,11 @@ class Deliveries:
         """
         if row.state not in (JobState.COMPLETED, JobState.FAILED):
             return None
-        self._in_hand = row.job_id
+        self._unsettled.append(row.job_id)
         try:
             self._sink(delivered(row))
-        except FAILURES as error:
+        except BaseException as error:  # noqa: BLE001  # a cancelled asyncio task is no Exception
             return error
-        finally:
-            self._in_hand = None
         return None
 
     def _complain(self, error: BaseException, job_ids: Sequence[str]) -> None:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import bootsteps, signals
 
-from llmtasks import admission, checks, logs, metrics, providers, task_types, tasks
+from llmtasks import admission, checks, documents, logs, metrics, providers, task_types, tasks
 from llmtasks.celery_app import app
 from llmtasks.errors import ConfigurationError, LLMTasksError
 from llmtasks.executor import Executor, Watch
 from llmtasks.gateway import Gateway
-from llmtasks.hooks import Hooks
 from llmtasks.jobs import NewJob, Outcome
 from llmtasks.local import EmbeddedServer
 from llmtasks.loop import LoopThread
@@ -28,11 +28,15 @@ from llmtasks.retry import describe
 from llmtasks.settings import Settings, current
 from llmtasks.store import jobs
 from llmtasks.store import workers as leases
+from llmtasks.store.process import database
 from workers.deliveries import Deliveries
 from workers.maintenance import Maintenance
 
 _log = logs.get("worker")
 
+
+#: Seconds between two looks, during the drain, at whether somebody is in a hurry.
+_HURRY_LOOK_S = 0.1
 
 #: Seconds after the drain in which slots have to hand back their jobs.
 GIVE_UP_S = 15.0
@@ -49,6 +53,7 @@ class Runtime:
         self._closing = contextlib.ExitStack()
         self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()  # reentrant, unlike an Event
         self._closed = threading.Event()
+        self._hurried = False
         self._drained_at: float | None = None
 
     def start(self) -> None:
@@ -57,25 +62,22 @@ class Runtime:
         Raises:
             ConfigurationError: before anything runs, naming the key and what to do.
         """
-        keys = checks.check(self.settings)
-        functions = checks.functions(self.settings)
+        ready = checks.ready(self.settings)
         with contextlib.ExitStack() as starting:
-            self._start(starting, keys, functions)
+            self._start(starting, ready)
             self._closing = starting.pop_all()
 
-    def _start(
-        self, closing: contextlib.ExitStack, keys: dict[str, str | None], functions: Hooks
-    ) -> None:
+    def _start(self, closing: contextlib.ExitStack, ready: checks.Ready) -> None:
         settings = self.settings
         if settings.embedded:
             server = EmbeddedServer(settings)
             server.start()
             closing.callback(server.stop)
-        db = tasks.database()
+        db = database()
         loop = LoopThread()
         loop.start()
         closing.callback(loop.stop)
-        fleet, gateway = loop.run(self._connect(keys))
+        fleet, gateway = loop.run(self._connect(ready.keys))
         closing.callback(lambda: loop.run(_close(fleet, gateway), timeout=5.0))
         self._loop, self._gateway = loop, gateway
         self.executor = Executor(
@@ -84,15 +86,16 @@ class Runtime:
             loop=loop,
             settings=settings,
             worker_id=self.worker_id,
-            source=functions.source,
+            source=ready.hooks.source,
+            converters=closing.enter_context(documents.pool()),
         )
         url = self._serve_metrics(closing)
         self._register(url)
         closing.callback(self._sign_off)
         deliveries = None
-        if functions.sink is not None:
+        if ready.hooks.sink is not None:
             deliveries = Deliveries(
-                db=db, sink=functions.sink, settings=settings, worker_id=self.worker_id
+                db=db, sink=ready.hooks.sink, settings=settings, worker_id=self.worker_id
             )
         self.maintenance = Maintenance(
             db=db,
@@ -123,7 +126,7 @@ class Runtime:
             metrics=url or "off",
         )
 
-    async def _connect(self, keys: dict[str, str | None]) -> tuple[admission.Admission, Gateway]:
+    async def _connect(self, keys: Mapping[str, str | None]) -> tuple[admission.Admission, Gateway]:
         settings = self.settings
         fleet = admission.Admission(
             admission.connect(settings.redis_url),
@@ -147,6 +150,11 @@ class Runtime:
         """
         self._wanted.put(None)
 
+    def hurry(self) -> None:
+        """Begin to stop, and give up the calls in flight. From a signal handler, too."""
+        self._hurried = True
+        self.drain()
+
     def _drain_when_wanted(self) -> None:
         self._wanted.get()
         if self._closed.is_set():
@@ -155,8 +163,9 @@ class Runtime:
         logs.info(_log, "worker-draining", worker=self.worker_id, calls=self.executor.asking)
         self.maintenance.stop_feeding()
         self._loop.submit(_call(self._gateway.stop))
-        if self._closed.wait(self.settings.worker.drain_s):
-            return
+        while not self._hurried and time.monotonic() < self._drained_at:
+            if self._closed.wait(_HURRY_LOOK_S):
+                return
         self.executor.abort()
         if self._closed.wait(GIVE_UP_S):
             return
@@ -192,7 +201,7 @@ class Runtime:
 
     def _register(self, url: str | None) -> None:
         leases.register(
-            tasks.database(),
+            database(),
             self.worker_id,
             hostname=socket.gethostname(),
             pid=os.getpid(),
@@ -204,7 +213,7 @@ class Runtime:
 
     def _sign_off(self) -> None:
         with contextlib.suppress(LLMTasksError):  # no database: the lease runs out by itself
-            leases.remove(tasks.database(), self.worker_id)
+            leases.remove(database(), self.worker_id)
 
 
 def connect() -> None:
@@ -221,6 +230,7 @@ def connect() -> None:
 
     def ready(**_: Any) -> None:
         if "runtime" in holder:
+            _hurry_on_quit(holder["runtime"])
             logs.info(_log, "worker-ready", worker=holder["runtime"].worker_id)
 
     def stopped(**_: Any) -> None:
@@ -243,7 +253,6 @@ def connect() -> None:
             stopping()
 
     app.steps["worker"].add(Drain)
-    signals.celeryd_after_setup.connect(_or_exit(_validate), weak=False)
     signals.worker_init.connect(_or_exit(starting), weak=False)
     signals.worker_ready.connect(ready, weak=False)
     # The signal's own handler, because a worker whose broker hangs gets no further.
@@ -252,14 +261,23 @@ def connect() -> None:
     signals.task_revoked.connect(_revoked, weak=False)
 
 
-def _validate(**_: Any) -> None:
-    checks.check(current())
+def _hurry_on_quit(runtime: Runtime) -> None:
+    """SIGQUIT gives up the calls in flight, in order.
+
+    Celery's own way drops them: nobody is told, and their places at the providers stay taken.
+    """
+
+    def hurrying(_number: int, _frame: object) -> None:
+        runtime.hurry()
+        os.kill(os.getpid(), signal.SIGTERM)  # Celery begins to stop, if it has not already
+
+    signal.signal(signal.SIGQUIT, hurrying)
 
 
 def _revoked(request: Any = None, **_: Any) -> None:
     """A job revoked through Celery (Flower's button, `AsyncResult.revoke`) is a cancelled job."""
     try:
-        jobs.cancel(tasks.database(), request.id)
+        jobs.cancel(database(), request.id)
     except LLMTasksError as error:
         logs.warning(_log, "revoke-failed", job=request.id, why=describe(error))
 

@@ -24,8 +24,8 @@ from llmtasks.store import feed, jobs
 from llmtasks.store import workers as leases
 from llmtasks.store.engine import Database
 from llmtasks.store.feed import Sendable
+from llmtasks.submission import message_options
 from llmtasks.task_types import queue as queue_of
-from llmtasks.tasks import message_options
 from workers.deliveries import Deliveries
 
 _log = logs.get("maintenance")

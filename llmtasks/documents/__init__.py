@@ -14,6 +14,7 @@ A file that cannot be a document is one `FileError` and never an exception.
 from __future__ import annotations
 
 from llmtasks.documents.finding import FileError, Found, find
-from llmtasks.documents.reading import Text, read_bytes, read_file, read_found
+from llmtasks.documents.pool import Pool, pool
+from llmtasks.documents.reading import Text, read_found, read_one
 
-__all__ = ["FileError", "Found", "Text", "find", "read_bytes", "read_file", "read_found"]
+__all__ = ["FileError", "Found", "Pool", "Text", "find", "pool", "read_found", "read_one"]

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from llmtasks.documents.formats import Format
-from llmtasks.errors import InvalidDocument
+from llmtasks.errors import InvalidDocument, NotNow
 
 T = TypeVar("T")
 
@@ -25,12 +25,17 @@ _INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR
 OUT_OF_MEMORY = 77
 #: Seconds that one document may take. A PDF of 1,000 pages takes two, a megabyte of dense HTML up to ten.
 DEADLINE_S = 120.0
+#: Seconds before a machine without a process or a descriptor to spare is asked for one again.
+NO_PROCESS_S = 5.0
 #: Address space of one child. Dense HTML takes a hundred times its size.
 MEMORY_BYTES = 2 << 30
 
 
 class Pool:
-    """Converts on all cores. `close` it: its children end at once, whatever they are doing."""
+    """Converts on all cores: `size` documents at once, whoever asks; children wait for the next one.
+
+    `close` it: its children end at once, whatever they are doing.
+    """
 
     def __init__(
         self,
@@ -45,35 +50,39 @@ class Pool:
         ]
         self._deadline_s, self._memory_bytes = deadline_s, memory_bytes
         self._threads = ThreadPoolExecutor(self.size, "convert")
+        self._room = threading.BoundedSemaphore(self.size)
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._children: set[_Child] = set()
         self._closed = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run work that converts on a thread of ours; at most `size` at once."""
+        """Run work that converts on a thread of ours."""
         return self._threads.submit(work)
 
     def convert(self, format_: Format, data: bytes, max_bytes: int) -> str:
-        """The text of a document.
+        """The text of a document. May be called by any thread.
 
         Raises:
             InvalidDocument: why it has none.
+            NotNow: no child can be started now, or the pool is closed; the document is not to blame.
         """
-        while True:
-            child = self._take()
-            used, answer = child.used, child.ask(format_, data, max_bytes)
-            if answer is not None:
-                self._idle.put(child)
-                return _text(*answer)
-            code = child.end()
-            with self._lock:
-                self._children.discard(child)
-            if not used:  # else what went before may be to blame: once more in a fresh one
-                raise InvalidDocument(self._death(code))
+        with self._room:
+            while True:
+                child = self._take()
+                used, answer = child.used, child.ask(format_, data, max_bytes)
+                if answer is not None:
+                    self._idle.put(child)
+                    return _text(*answer)
+                code = child.end()
+                with self._lock:
+                    self._children.discard(child)
+                # Else what went before, or who closed us, is to blame: once more in a fresh one.
+                if not used and not self._closed:
+                    raise InvalidDocument(self._death(code))
 
     def close(self) -> None:
-        """End the children; conversions under way fail."""
+        """End the children; conversions under way end in `NotNow`. May be called twice."""
         with self._lock:
             self._closed = True
             children = list(self._children)
@@ -89,8 +98,14 @@ class Pool:
             return self._idle.get_nowait()
         with self._lock:
             if self._closed:
-                raise InvalidDocument("was not converted: stopped")
-            child = _Child(self._argv)
+                raise NotNow("was not converted: stopped")
+            try:
+                child = _Child(self._argv)
+            except OSError as error:
+                raise NotNow(
+                    f"was not converted: no process can be started for it ({error.strerror})",
+                    delay=NO_PROCESS_S,
+                ) from error
             self._children.add(child)
         return child
 

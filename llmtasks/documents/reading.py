@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import sys
@@ -9,13 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmtasks.documents import formats
 from llmtasks.documents.decoding import decode, lines
 from llmtasks.documents.finding import STDIN, FileError, Found
 from llmtasks.documents.formats import Format
 from llmtasks.documents.pool import Pool, pool
-from llmtasks.errors import InvalidDocument
+from llmtasks.errors import InvalidDocument, NotNow
 
 #: Files looked ahead for ones to convert. Texts are read when their turn comes.
 _AHEAD = 1_000
@@ -23,9 +25,10 @@ _AHEAD = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What a file says; `encoding` where it was text itself."""
+    """What a file says, or somebody gave as text; `encoding` of a text file."""
 
     text: str
+    content_hash: str
     format: Format
     encoding: str | None
 
@@ -53,24 +56,24 @@ def read_found(
             yield waiting.popleft().take()
 
 
-def read_file(path: str, max_bytes: int) -> Text:
-    """Read one file by itself, in the format that its suffix or else its content says.
+def read_one(content: str | bytes | Path, max_bytes: int, converters: Pool) -> Text:
+    """Read one document.
+
+    Args:
+        content: A text, which is taken to the letter; or a file, of any format: its bytes, or its path.
+        max_bytes: Of a file, and of its text.
+        converters: Asked where the file is no text.
 
     Raises:
         InvalidDocument: why it is no document, without its name.
+        NotNow: it could not be converted, and it is not to blame.
     """
-    with pool(1) as converters:
+    if isinstance(content, str):
+        return _text(content, "text", None, max_bytes)
+    if isinstance(content, Path):
+        path = str(content)
         return _read_file(path, max_bytes, formats.by_suffix(path), converters)
-
-
-def read_bytes(data: bytes, max_bytes: int) -> Text:
-    """Read bytes of any format.
-
-    Raises:
-        InvalidDocument: why they are no document.
-    """
-    with pool(1) as converters:
-        return _read(data, max_bytes, None, converters)
+    return _read(content, max_bytes, None, converters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class _Turn:
         try:
             assert self.read is not None
             return self.found, self.read() if self.future is None else self.future.result()
-        except InvalidDocument as error:
+        except (InvalidDocument, NotNow) as error:
             name = "standard input" if path == STDIN else path
             return FileError(path, self.found.document_id, f"{name}: {error}")
 
@@ -144,17 +147,31 @@ def _kind(mode: int) -> str:
 
 def _read(data: bytes, max_bytes: int, format_: Format | None, converters: Pool) -> Text:
     if len(data) > max_bytes:
-        raise InvalidDocument(
-            f"is larger than {max_bytes:,} bytes (documents.max_bytes in the settings)"
-        )
+        raise _too_large(max_bytes)
     if not data:
         raise InvalidDocument("is empty")
     format_ = format_ or formats.by_content(data)
     if format_ != "text":
-        return Text(converters.convert(format_, data, max_bytes), format_, None)
+        return _text(converters.convert(format_, data, max_bytes), format_, None, max_bytes)
     decoded = decode(data)
     # A file's line ends are its system's, not its author's; in a prompt the second character is paid for.
     text = lines(decoded.text)
     if not text or text.isspace():
         raise InvalidDocument("is blank")
-    return Text(text, format_, decoded.encoding)
+    return _text(text, format_, decoded.encoding, max_bytes)
+
+
+def _text(text: str, format_: Format, encoding: str | None, max_bytes: int) -> Text:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise InvalidDocument("holds lone surrogates, which no encoding allows") from None
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes)
+    return Text(text, hashlib.sha256(data).hexdigest(), format_, encoding)
+
+
+def _too_large(max_bytes: int) -> InvalidDocument:
+    return InvalidDocument(
+        f"is larger than {max_bytes:,} bytes (documents.max_bytes in the settings)"
+    )

@@ -13,6 +13,7 @@ from llmtasks.store import dialect
 from llmtasks.store.engine import Database, epoch
 from llmtasks.store.jobs import ClaimedJob
 from llmtasks.store.names import MAX_NAME, clean
+from llmtasks.store.spending import Spent, spent_by
 from llmtasks.store.tables import in_state, jobs, provider_calls
 
 #: The `outcome` of a call whose answer is whole.
@@ -122,23 +123,9 @@ def answers(db: Database, job_id: str) -> dict[str, PaidAnswer]:
 
 def spent(db: Database, job_id: str) -> tuple[Usage, float | None]:
     """Tokens and dollars of a job over all its claims; None when a call's dollars are unknown."""
-    columns = provider_calls.c
     with db.read() as connection:
-        row = connection.execute(
-            sa.select(
-                sa.func.coalesce(sa.func.sum(columns.input_tokens), 0).label("input"),
-                sa.func.coalesce(sa.func.sum(columns.output_tokens), 0).label("output"),
-                sa.func.coalesce(sa.func.sum(columns.cached_input_tokens), 0).label("cached"),
-                sa.func.coalesce(sa.func.sum(columns.cost_usd), 0.0).label("cost"),
-                (sa.func.count() - sa.func.count(columns.cost_usd)).label("unknown"),
-            ).where(columns.job_id == job_id)
-        ).one()
-    usage = Usage(
-        input_tokens=int(row.input),
-        output_tokens=int(row.output),
-        cached_input_tokens=int(row.cached),
-    )
-    return usage, None if row.unknown else float(row.cost)
+        found = spent_by(connection, [job_id]).get(job_id, Spent())
+    return found.usage, found.cost_usd
 
 
 def recent(db: Database, back_s: float, limit: int) -> Recent:

@@ -25,24 +25,21 @@ Status = Literal["added", "exists", "updated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewDocument:
-    """A document to store. `content_hash` is of `text`; `path` is where it came from."""
-
-    document_id: str
-    text: str
-    content_hash: str
-    tenant: str = "default"
-    path: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A stored text, under the hash it was asked for by, or its newest."""
+    """A text and its hash. A stored one is that of the hash it was asked for by, or its newest."""
 
     document_id: str
     tenant: str
     content_hash: str
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDocument(Document):
+    """A document to store; `path` is where it came from."""
+
+    tenant: str = "default"
+    path: str | None = None
 
 
 def add(db: Database, new: Sequence[NewDocument]) -> list[Status]:

@@ -1,8 +1,9 @@
 """The outbox: ended jobs that are still to be delivered to the user's sink, at least once.
 
 A row is written in the transaction that ends its job. A worker process claims rows for a while, renews the
-claim while it delivers, and removes what was delivered; when it dies the claim runs out. A job that is
-retried and ends again while its row is claimed is not removed, but delivered again: `due_at` tells.
+claims of those it has begun to deliver, and removes what was delivered; when it dies the claims run out. A
+job that is retried and ends again while its row is claimed is not removed, but delivered again: `due_at`
+tells.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ def claim(db: Database, worker_id: str, limit: int, lease_s: float) -> list[Deli
     return sorted(found, key=lambda one: one.due_at)
 
 
-def renew(db: Database, worker_id: str, job_id: str, lease_s: float) -> None:
-    """Keep the claim of a row whose delivery takes long."""
+def renew(db: Database, worker_id: str, job_ids: Sequence[str], lease_s: float) -> None:
+    """Keep the claims of rows that are delivered, or are being delivered, and not settled yet."""
     with db.write() as connection:
         connection.execute(
             sa.update(outbox)
-            .where(outbox.c.job_id == job_id, outbox.c.claimed_by == worker_id)
+            .where(outbox.c.job_id.in_(job_ids), outbox.c.claimed_by == worker_id)
             .values(claimed_until=epoch() + lease_s)
         )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from llmtasks.jobs import JobState
 from llmtasks.messages import Usage
 from llmtasks.store.engine import Database
 from llmtasks.store.names import is_storable
+from llmtasks.store.spending import Spent, spent_by
 from llmtasks.store.tables import jobs, results
 
 #: Rows read at once.
@@ -205,10 +206,25 @@ def _pages(db: Database, which: ColumnElement[bool]) -> Iterator[ResultRow]:
     while True:
         with db.read() as connection:
             page = connection.execute(query, {"after": after}).all()
-        yield from map(_result_row, page)
+            failed = [row.job_id for row in page if row.state == JobState.FAILED]
+            spent = spent_by(connection, failed)
+        for row in page:
+            yield _failed_row(row, spent) if row.state == JobState.FAILED else _result_row(row)
         if len(page) < PAGE:
             return
         after = page[-1].seq
+
+
+def _failed_row(row: Row[*tuple[Any, ...]], spent: Mapping[str, Spent]) -> ResultRow:
+    """A failed job has no result, and may have been paid for all the same."""
+    paid = spent.get(row.job_id, Spent())
+    return replace(
+        _result_row(row),
+        provider=paid.provider,
+        model=paid.model,
+        usage=paid.usage,
+        cost_usd=paid.cost_usd,
+    )
 
 
 def _result_row(row: Row[*tuple[Any, ...]]) -> ResultRow:

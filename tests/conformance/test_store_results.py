@@ -69,7 +69,7 @@ def test_rows_have_every_job_once_in_arrival_order_with_its_outcome(db, monkeypa
     assert (by_id["job-3"].output, by_id["job-3"].usage.input_tokens) == ("three", 10)
     assert (by_id["job-3"].cost_usd, by_id["job-3"].seconds) == (0.5, 1.5)
     assert (by_id["job-4"].error_type, by_id["job-4"].error_message) == ("OutputInvalid", "no")
-    assert (by_id["job-4"].cost_usd, by_id["job-4"].usage) == (None, Usage())
+    assert (by_id["job-4"].cost_usd, by_id["job-4"].usage) == (0.0, Usage())  # it made no call
     assert by_id["job-5"].state == "queued"
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -102,19 +103,26 @@ def test_what_is_left_out_is_counted(folder):
     }
 
 
+@contextlib.contextmanager
+def a_small_stack():
+    """Room for a hundred calls more than there are."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def test_a_folder_deeper_than_the_stack_is_searched_to_the_bottom(folder):
-    for _ in range(1200):
-        Path("d").mkdir()
-        os.chdir("d")
-    Path("last.txt").write_text("Here.")
-    os.chdir(folder)
-    found = ids("d")
-    os.chdir("d/" * 1200)
-    Path("last.txt").unlink()
-    for _ in range(1200):  # pytest's own way of removing it is deeper than the stack
-        os.chdir("..")
-        Path("d").rmdir()
-    assert found == ["d/" * 1199 + "last.txt"]
+    bottom = folder
+    for _ in range(300):  # no deeper: pytest removes it by calling itself
+        bottom /= "d"
+        bottom.mkdir()
+    (bottom / "last.txt").write_text("Here.")
+    with a_small_stack():
+        found = ids("d")
+    assert found == ["d/" * 299 + "last.txt"]
 
 
 def test_without_permission_a_file_or_folder_is_one_error_and_the_rest_is_read(folder):

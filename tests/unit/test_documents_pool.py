@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support.nasty import PAGE, docx, paragraph, pdf
 from support.stack import eventually
 
+from llmtasks.documents import FileError, find, read_found
 from llmtasks.documents.pool import pool
-from llmtasks.errors import InvalidDocument
+from llmtasks.errors import InvalidDocument, NotNow
 
 #: Takes far longer than any test waits.
 SLOW = b"<table>" + b"<tr><td>a <b>b</b></td></tr>" * 200_000
@@ -80,8 +84,51 @@ def test_closing_ends_a_conversion_under_way():
     with pool(2) as converters:
         running = converters.submit(lambda: converters.convert("html", SLOW, LIMIT))
         pids = eventually(lambda: children(converters), "a child runs")
-    assert isinstance(running.exception(), InvalidDocument)
+    assert isinstance(running.exception(), NotNow)  # the document is not to blame
     assert not any(map(is_running, pids))
+
+
+def test_no_more_converters_run_than_there_are_cores_whoever_asks():
+    with pool(1) as converters, ThreadPoolExecutor(4) as callers:
+        texts = list(
+            callers.map(lambda n: converters.convert("pdf", pdf([f"{n}."]), LIMIT), range(4))
+        )
+        assert texts == ["0.", "1.", "2.", "3."]
+        assert len(children(converters)) == 1
+
+
+@contextlib.contextmanager
+def descriptors_left(count):
+    """This process may open so many files more, and no process can be started: that takes five."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_converter_that_cannot_be_started_is_no_documents_fault_and_is_tried_again():
+    with pool(1) as converters:
+        with descriptors_left(1), pytest.raises(NotNow, match="Too many open files") as caught:
+            converters.convert("pdf", pdf(["One."]), LIMIT)
+        assert caught.value.delay > 0
+        assert converters.convert("pdf", pdf(["One."]), LIMIT) == "One."
+
+
+def test_a_file_whose_converter_cannot_be_started_is_one_error_and_the_rest_is_read(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(pdf(["One."]))
+    (tmp_path / "b.txt").write_text("Two.")
+    with descriptors_left(2):
+        got = list(read_found(find([str(tmp_path)]), LIMIT))
+    failed, (_, text) = got
+    assert isinstance(failed, FileError)
+    assert failed.message == (
+        f"{tmp_path}/a.pdf: was not converted: no process can be started for it (Too many open files)"
+    )
+    assert text.text == "Two."
 
 
 def test_a_converter_ends_with_its_parent_however_that_ends():

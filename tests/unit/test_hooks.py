@@ -18,7 +18,7 @@ from llmtasks.settings import Documents, Results, Settings
 from workers.deliveries import FIRST_DELAY_S, LAST_DELAY_S, delay
 
 FUNCTIONS = """
-import functools
+import asyncio, concurrent.futures, functools
 from llmtasks.errors import InvalidDocument, NotNow, StoreUnavailable
 
 def with_tenant(document_id, *, tenant): return f"{document_id} of {tenant}"
@@ -35,6 +35,8 @@ def missing(document_id): return None
 def number(document_id): return 7
 def broken(document_id): raise KeyError("a secret of the document")
 def leaving(document_id): raise SystemExit("a secret of the document")
+def cancelled(document_id): raise asyncio.CancelledError("a secret of the document")
+def given_up(document_id): raise concurrent.futures.CancelledError("a secret of the document")
 def typed(document_id): raise InvalidDocument("typed")
 def later(document_id): raise NotNow("later", delay=3.0)
 def outage(document_id): raise StoreUnavailable("down")
@@ -141,6 +143,8 @@ def test_a_wrong_sink_is_named_by_its_key(beside):
         ("number", DocumentSourceFailed, "mine:number returned int, not str, bytes or None"),
         ("broken", DocumentSourceFailed, "mine:broken raised KeyError"),
         ("leaving", DocumentSourceFailed, "mine:leaving raised SystemExit"),
+        ("cancelled", DocumentSourceFailed, "mine:cancelled raised CancelledError"),
+        ("given_up", DocumentSourceFailed, "mine:given_up raised CancelledError"),
         ("outage", DocumentSourceFailed, "mine:outage raised StoreUnavailable"),
         ("typed", InvalidDocument, "typed"),
         ("later", NotNow, "later"),
