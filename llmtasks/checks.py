@@ -5,7 +5,8 @@ user's functions, and limits that one request fits into. Starts nothing and call
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,14 @@ from llmtasks import hooks, planning, task_types, wording
 from llmtasks.admission import Claim, limits
 from llmtasks.errors import ConfigurationError, DocumentTooLarge, InvalidOption
 from llmtasks.messages import Request
-from llmtasks.settings import Origin, Provider, Settings, api_key, current_origin
+from llmtasks.settings import (
+    Origin,
+    Provider,
+    Settings,
+    api_key,
+    current_origin,
+    require_providers,
+)
 
 #: No document is smaller.
 _ONE_WORD = task_types.Document("one-word", "word")
@@ -28,8 +36,16 @@ _LIMITS = (
 )
 
 
-def check(settings: Settings, found: Origin | None = None) -> dict[str, str | None]:
-    """The providers' keys by name, once everything that a worker needs is there.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a worker has, once nothing is missing: the providers' keys by name, and the user's functions."""
+
+    keys: Mapping[str, str | None] = field(repr=False)
+    hooks: hooks.Hooks
+
+
+def ready(settings: Settings, found: Origin | None = None) -> Ready:
+    """Check everything that a worker needs, and give what it needs of that.
 
     Raises:
         ConfigurationError: one line that names where it stands, the key, what is wrong, and what to do.
@@ -38,42 +54,39 @@ def check(settings: Settings, found: Origin | None = None) -> dict[str, str | No
     _check_task_types(settings, found)
     keys = _keys(settings, found)
     _check_prompts(settings, found)
-    functions(settings, found)
-    for name in task_types.names():
-        _check_room(settings, name, found)
-    return keys
+    functions = _hooks(settings, found)
+    _check_rooms(settings, found)
+    return Ready(keys=keys, hooks=functions)
 
 
-def functions(settings: Settings, found: Origin | None = None) -> hooks.Hooks:
-    """The user's functions that the settings name, from beside the settings' file too.
+def askable(settings: Settings, found: Origin | None = None) -> None:
+    """Check that there are questions and somebody to put them to; nobody is called, so no key is needed.
 
     Raises:
-        ConfigurationError: one cannot be loaded, or does not take what it is given.
+        ConfigurationError: as `ready`.
     """
     found = found or current_origin()
+    _check_task_types(settings, found)
+    require_providers(settings, found)
+    _check_prompts(settings, found)
+    _check_rooms(settings, found)
+
+
+def _hooks(settings: Settings, found: Origin) -> hooks.Hooks:
+    """The user's functions that the settings name, from beside the settings' file too."""
     places = [] if found.path is None else [found.path.parent]
     try:
         return hooks.load(settings, *places, Path.cwd())
     except ConfigurationError as error:
-        key, _, says = str(error).partition(": ")
-        raise found.error(key, says) from None
+        raise found.located(error) from None
 
 
 def _keys(settings: Settings, found: Origin) -> dict[str, str | None]:
-    if not settings.providers:
-        file = f"{found.path}: " if found.path else ""
-        raise ConfigurationError(
-            f"{file}providers: none is configured; export OPENAI_API_KEY or ANTHROPIC_API_KEY, or add"
-            " a [[providers]] section to llmtasks.toml"
-        )
-    keys = {}
-    for provider in settings.providers:
-        try:
-            keys[provider.name] = api_key(provider)
-        except ConfigurationError as error:
-            key, _, says = str(error).partition(": ")
-            raise found.error(key, says) from None
-    return keys
+    require_providers(settings, found)
+    try:
+        return {provider.name: api_key(provider) for provider in settings.providers}
+    except ConfigurationError as error:
+        raise found.located(error) from None
 
 
 def _check_task_types(settings: Settings, found: Origin) -> None:
@@ -105,6 +118,11 @@ def _check_prompts(settings: Settings, found: Origin) -> None:
 
 
 # --- room for one request -------------------------------------------------------------------------------
+
+
+def _check_rooms(settings: Settings, found: Origin) -> None:
+    for name in task_types.names():
+        _check_room(settings, name, found)
 
 
 def _check_room(settings: Settings, task_type: str, found: Origin) -> None:

@@ -45,7 +45,16 @@ class LLMTasksError(Exception):
 
 
 class ConfigurationError(LLMTasksError):
-    """A setting is missing, misspelt or contradictory; the message names the key and the file."""
+    """A setting is missing, misspelt or contradictory; the message names the key and the file.
+
+    Where a `key` is given the message is that and what it `says` of it; whoever knows where the key stands
+    can then put that before them.
+    """
+
+    def __init__(self, says: str = "", *, key: str | None = None) -> None:
+        super().__init__(says if key is None else f"{key}: {says}")
+        self.key = key
+        self.says = says
 
 
 class UsageError(LLMTasksError, ValueError):
@@ -62,6 +71,11 @@ class InvalidOption(UsageError):
 
 class UnknownJob(UsageError):
     """No job and no batch has this id."""
+
+    @classmethod
+    def named(cls, target: str) -> UnknownJob:
+        """For an id that may be either's."""
+        return cls(f"no batch and no job has the id {target!r}")
 
 
 class DocumentError(LLMTasksError):

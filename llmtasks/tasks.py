@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.result import AsyncResult
 from celery.utils import uuid
 
-from llmtasks import task_types
+from llmtasks import submission
 from llmtasks.celery_app import (
     DIRECT_PRIORITY,
     FED_PRIORITY,
@@ -38,16 +37,10 @@ from llmtasks.errors import (
 )
 from llmtasks.jobs import MAX_PRIORITY, Completed, Elsewhere, NewJob, Outcome, Parked
 from llmtasks.settings import current
-from llmtasks.store.names import MAX_TENANT
+from llmtasks.store.process import database
 
 if TYPE_CHECKING:
-    # The store is loaded with the first job: a program that imports the task starts in half the time.
     from collections.abc import Callable
-
-    from llmtasks.store.engine import Database
-
-#: What every task takes besides its type's own options, with the default.
-COMMON_OPTIONS: Mapping[str, Any] = {"tenant": "default", "priority": 0, "fresh": False}
 
 _CANVAS = ("group_index", "chord", "chain", "link", "link_error", "root_id", "parent_id")
 
@@ -72,24 +65,6 @@ def bind(handler: Handler) -> None:
     """Give this process' messages to `handler`. Called by a worker's composition root."""
     global _handler  # noqa: PLW0603  # the one seam between Celery's task and our process
     _handler = handler
-
-
-@functools.cache
-def database() -> Database:
-    """This process' database, opened at first use."""
-    from llmtasks.store.engine import open_database
-
-    return open_database(current())
-
-
-def _close_database() -> None:
-    if database.cache_info().currsize:
-        database().close()
-
-
-# A child must not inherit connections: it would share the parent's sockets, and hold SQLite's files
-# open without their locks. Closed before the fork, they are opened anew on either side.
-os.register_at_fork(before=_close_database, after_in_child=database.cache_clear)
 
 
 class Result(AsyncResult):  # type: ignore[misc]  # Celery ships no types
@@ -141,7 +116,7 @@ class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
             celery.Task.apply_async,
             self,
             (job.document_id, job.task_type),
-            message_options(job),
+            submission.message_options(job),
             task_id=job.job_id,
             **options,
         )
@@ -229,93 +204,16 @@ def described(
     for name in ("eta", "countdown"):
         if options.get(name) is not None:
             raise InvalidOption(f"{name} is not supported: waiting jobs are rows, not messages")
-    return new_job(
-        job_id=job_id,
-        document_id=given.pop("document_id"),
-        task_type=given.pop("task_type"),
-        given=given,
-        priority=options.get("priority"),
-        direct=not options.get("ignore_result", False),
-        batch_id=options.get("group_id"),
-        canvas=_canvas(options),
-    )
-
-
-def new_job(
-    *,
-    job_id: str,
-    document_id: str,
-    task_type: str,
-    given: Mapping[str, Any],
-    priority: int | None = None,
-    direct: bool,
-    batch_id: str | None,
-    canvas: Mapping[str, Any] | None = None,
-) -> NewJob:
-    """A job from a caller's options: common ones taken out, the task type's own checked.
-
-    Raises:
-        UnknownTaskType, InvalidOption: naming what is allowed.
-    """
-    own = dict(given)
-    common = {name: own.pop(name, default) for name, default in COMMON_OPTIONS.items()}
-    if priority is not None:
-        common["priority"] = priority
-    check_common(common)
+    document_id, task_type = given.pop("document_id"), given.pop("task_type")
     return NewJob(
         job_id=job_id,
         document_id=document_id,
         task_type=task_type,
-        tenant=common["tenant"],
-        options=task_types.validate_options(task_type, own),
-        priority=common["priority"],
-        fresh=common["fresh"],
-        direct=direct,
-        batch_id=batch_id,
-        canvas=canvas,
+        **submission.checked(task_type, given, options.get("priority")),
+        direct=not options.get("ignore_result", False),
+        batch_id=options.get("group_id"),
+        canvas=_canvas(options),
     )
-
-
-def check_common(common: Mapping[str, Any]) -> None:
-    """Check the options that every task takes."""
-    priority, tenant = common["priority"], common["tenant"]
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise InvalidOption(f"priority must be a number from 0 to {MAX_PRIORITY}")
-    if not 0 <= priority <= MAX_PRIORITY:
-        raise InvalidOption(f"priority must be from 0 to {MAX_PRIORITY}, not {priority}")
-    if not isinstance(tenant, str) or not 0 < len(tenant) <= MAX_TENANT:
-        raise InvalidOption(f"tenant must be a text of 1 to {MAX_TENANT} characters")
-    if not isinstance(common["fresh"], bool):
-        raise InvalidOption("fresh must be true or false")
-
-
-class Options(Protocol):
-    """What a job's message says besides its document and task type."""
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The task type's own."""
-
-    @property
-    def tenant(self) -> str:
-        """Whose document it is."""
-
-    @property
-    def priority(self) -> int:
-        """0 to 9, 9 first."""
-
-    @property
-    def fresh(self) -> bool:
-        """Ask again."""
-
-
-def message_options(job: Options) -> dict[str, Any]:
-    """The keyword arguments of a job's message: its options, and the common ones that differ."""
-    common = {"tenant": job.tenant, "priority": job.priority, "fresh": job.fresh}
-    return {
-        **job.options,
-        **{name: value for name, value in common.items() if value != COMMON_OPTIONS[name]},
-    }
 
 
 def received(request: Any, document_id: str, task_type: str, options: Mapping[str, Any]) -> NewJob:

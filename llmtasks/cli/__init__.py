@@ -7,13 +7,18 @@ Exit codes: 0 all done, 1 some failed, 2 bad usage or configuration. Every comma
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
 from llmtasks import __version__
 from llmtasks.errors import ConfigurationError, LLMTasksError, UsageError
+
+#: Exit code of a command that its user ended by a signal, as shells count it.
+INTERRUPTED = 130
 
 #: Verb -> the module and command that answer it, in the order of a first use.
 VERBS: Mapping[str, tuple[str, str, str]] = {
@@ -69,15 +74,17 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point: errors become one line and an exit code."""
+    _require_streams()
     try:
         code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except click.Abort:
-        code = 130
+        code = INTERRUPTED
     except (ConfigurationError, UsageError) as error:
         print(f"llmtasks: {error}", file=sys.stderr)
         code = 2
@@ -87,4 +94,23 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
         code = 1
+    except OSError as error:
+        print(f"llmtasks: {error.strerror or error}: {error.filename or 'output'}", file=sys.stderr)
+        code = 1
+        _forget_output()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _require_streams() -> None:
+    """Python has no stream where its caller closed one; what is said there is said to nobody."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nobody = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the end
+            setattr(sys, name, nobody)
+
+
+def _forget_output() -> None:
+    """What could not be written is not tried once more at the interpreter's end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

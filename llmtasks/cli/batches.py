@@ -9,6 +9,7 @@ import click
 from llmtasks import client
 from llmtasks.cli import export
 from llmtasks.cli.output import (
+    counted,
     exit_code,
     json_option,
     print_json,
@@ -68,7 +69,7 @@ def retry(batch: str, *, as_json: bool) -> None:
     if as_json:
         print_json({"batch_id": batch, "jobs": count})
     else:
-        print(f"{count} jobs queued again")
+        print(f"{counted(count, 'job')} queued again")
 
 
 @click.command()
@@ -80,4 +81,4 @@ def cancel(batch: str, *, as_json: bool) -> None:
     if as_json:
         print_json({"batch_id": batch, "jobs": count})
     else:
-        print(f"{count} jobs cancelled")
+        print(f"{counted(count, 'job')} cancelled")

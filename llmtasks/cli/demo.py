@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtasks import processes
+from llmtasks.cli import INTERRUPTED
 from llmtasks.errors import ConfigurationError, JobError, LLMTasksError
 from llmtasks.jobs import ENDED, JobState
 from llmtasks.settings import load, origin
@@ -75,7 +76,7 @@ def main() -> int:
             return _run(stack)
     except KeyboardInterrupt:
         print("\nstopped; nothing is left behind")
-        return 130
+        return INTERRUPTED
     except LLMTasksError as error:
         print(f"llmtasks: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from llmtasks.addresses import public
+from llmtasks.cli import output
 from llmtasks.settings import Origin, Provider, Settings
+from llmtasks.task_types import queue_name
 
 if TYPE_CHECKING:
     from llmtasks.admission.probe import ServerState
@@ -60,27 +62,20 @@ class Directory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """US dollars per million tokens."""
-
-    input: float
-    output: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """All that was asked.
 
     `refused` says why no worker would start, `server` where the embedded server's program is, `task_types`
     what keeps each from loading. `keys` has an error for each provider whose key is not there, `reached`
-    the others. `listens`: something answers on Flower's port.
+    the others. `prices` are US dollars of a million input and output tokens. `listens`: something answers
+    on Flower's port.
     """
 
     settings: Settings
     origin: Origin
     versions: str
     refused: str | Unknown | None
-    directory: Directory
+    directory: Directory | Unknown
     server: Path | Unknown
     broker: ServerState | Unknown
     redis: ServerState | Unknown | None
@@ -90,7 +85,7 @@ class Facts:
     task_types: Mapping[str, str | None] | Unknown
     keys: Mapping[str, str]
     reached: Mapping[str, Reach | Unknown]
-    prices: Mapping[str, Price | None] | Unknown
+    prices: Mapping[str, tuple[float, float] | None] | Unknown
     extras: Mapping[str, bool]
     listens: bool | Unknown
 
@@ -167,8 +162,10 @@ def completeness(refused: str | Unknown | None) -> Finding:
     return Finding(check="settings", status="ok", detail="complete: a worker can start")
 
 
-def data_directory(found: Directory) -> Finding:
+def data_directory(found: Directory | Unknown) -> Finding:
     """The embedded server, SQLite and logs are there."""
+    if isinstance(found, Unknown):
+        return _unanswered("data directory", found, "set local.data_dir to a disk that answers")
     where = f"{found.path}" if found.exists else f"{found.path}, made at the first use"
     if not found.writable:
         return Finding(
@@ -349,8 +346,7 @@ def queues(facts: Facts) -> Iterator[Finding]:
 
 
 def _queue(name: str, open_jobs: Mapping[JobState, int], alive: tuple[WorkerRow, ...]) -> Finding:
-    queue = f"llm.{name}"
-    serving = sum(queue in worker.queues for worker in alive)
+    serving = sum(queue_name(name) in worker.queues for worker in alive)
     detail = ", ".join(f"{count:,} {state}" for state, count in open_jobs.items()) or "empty"
     # That there is no worker at all is said once.
     if not serving and (alive or open_jobs):
@@ -446,8 +442,8 @@ def _answered(provider: Provider, where: str, status: int) -> Finding:
 
 def quota(provider: Provider) -> Finding:
     """What the fleet keeps to."""
-    said = limits(provider)
-    bounded = said != NO_LIMIT
+    said = output.limits(provider)
+    bounded = said != output.NO_LIMIT
     return Finding(
         check=f"limits {provider.name}",
         status="ok" if bounded else "warn",
@@ -458,7 +454,7 @@ def quota(provider: Provider) -> Finding:
     )
 
 
-def price(provider: Provider, known: Mapping[str, Price | None] | Unknown) -> Finding:
+def price(provider: Provider, known: Mapping[str, tuple[float, float] | None] | Unknown) -> Finding:
     """What the list of prices says; where it says nothing, costs are unknown, not nothing."""
     check = f"price {provider.name}"
     found = None if isinstance(known, Unknown) else known.get(provider.name)
@@ -466,11 +462,7 @@ def price(provider: Provider, known: Mapping[str, Price | None] | Unknown) -> Fi
         return Finding(
             check=check, status="ok", detail=f"unknown for {provider.model}: so are its costs"
         )
-    return Finding(
-        check=check,
-        status="ok",
-        detail=f"{_dollars(found.input)} in and {_dollars(found.output)} out for a million tokens",
-    )
+    return Finding(check=check, status="ok", detail=output.price(found))
 
 
 def extras(found: Mapping[str, bool]) -> Finding:
@@ -493,27 +485,6 @@ def flower(settings: Settings, listens: bool | Unknown) -> Finding:  # noqa: FBT
     )
 
 
-NO_LIMIT = "no limit"
-
-
-def limits(provider: Provider) -> str:
-    """A provider's limits in words."""
-    per_minute = [
-        f"{limit:,.10g} {what}"
-        for what, limit in (
-            ("requests", provider.requests_per_minute),
-            ("tokens", provider.tokens_per_minute),
-            ("input tokens", provider.input_tokens_per_minute),
-            ("output tokens", provider.output_tokens_per_minute),
-        )
-        if limit is not None
-    ]
-    said = [f"{', '.join(per_minute)} per minute"] if per_minute else []
-    if provider.max_concurrency is not None:
-        said.append(f"{provider.max_concurrency:,} at once")
-    return ", ".join(said) or NO_LIMIT
-
-
 def _unreached(check: str, address: str, state: ServerState | Unknown, key: str) -> Finding | None:
     """What to say of a server that does not answer; None of one that does."""
     why = state.why if isinstance(state, Unknown) else state.failure
@@ -529,11 +500,6 @@ def _unreached(check: str, address: str, state: ServerState | Unknown, key: str)
 
 def _unanswered(check: str, what: Unknown, fix: str, status: Status = "fail") -> Finding:
     return Finding(check=check, status=status, detail=what.why, fix=fix)
-
-
-def _dollars(amount: float) -> str:
-    """With cents, and with more where there are parts of one."""
-    return f"${amount:.2f}" if round(amount, 2) == round(amount, 6) else f"${amount:.6g}"
 
 
 def _some(names: list[str]) -> str:

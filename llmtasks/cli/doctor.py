@@ -25,7 +25,6 @@ from llmtasks.cli.diagnosis import (
     Directory,
     Facts,
     Finding,
-    Price,
     Unknown,
     diagnose,
     unreadable,
@@ -38,9 +37,6 @@ T = TypeVar("T")
 
 #: Seconds that whatever is asked may take; a network's name server and TLS included.
 PATIENCE_S = 1.5
-
-#: Tokens whose price is looked up: too few for a step of a tiered one.
-_TOKENS = 1_000
 
 _EXTRA = re.compile(r"([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['\"]([\w-]+)['\"]")
 
@@ -77,7 +73,6 @@ def doctor(patience: float, *, as_json: bool) -> None:
                 settings=settings,
                 origin=origin,
                 versions=versions,
-                directory=_directory(settings),
                 keys=_missing_keys(settings),
                 extras=_extras(),
                 **_facts(settings, answers),
@@ -134,13 +129,14 @@ def _questions(settings: Settings, patience_s: float) -> dict[str, Callable[[], 
     # A little less, so that a question's own reason comes before ours.
     timeout_s = 0.9 * patience_s
     questions: dict[str, Callable[[], Any]] = {
-        "refused": functools.partial(_refused, checks.check, settings),
+        "refused": functools.partial(_refused, checks.ready, settings),
+        "directory": functools.partial(_directory, settings),
         "server": lambda: Path(local.server_path()),
         "broker": functools.partial(servers.probe, settings.broker_url, timeout_s),
         "database": functools.partial(store.probe, settings, timeout_s),
         "backlog": functools.partial(store.backlog, settings, timeout_s),
         "task_types": _task_types,
-        "prices": functools.partial(_prices, prices.cost_usd, settings),
+        "prices": functools.partial(_prices, prices.per_mtok_usd, settings),
         "listens": functools.partial(_listens, settings, timeout_s),
     }
     if settings.redis.url is not None:
@@ -187,19 +183,22 @@ def _task_types() -> dict[str, str | None]:
     return found
 
 
-def _prices(cost_usd: Callable[..., float | None], settings: Settings) -> dict[str, Price | None]:
-    return {provider.name: _price(cost_usd, provider) for provider in settings.providers}
+def _prices(
+    price: Callable[..., tuple[float, float] | None], settings: Settings
+) -> dict[str, tuple[float, float] | None]:
+    return {p.name: price(p.kind, p.base_url, p.model) for p in settings.providers}
 
 
-def _price(cost_usd: Callable[..., float | None], provider: Provider) -> Price | None:
-    from llmtasks.messages import Usage
-
-    ask_for = functools.partial(cost_usd, provider.kind, provider.base_url, provider.model)
-    input_ = ask_for(Usage(input_tokens=_TOKENS, output_tokens=0))
-    output = ask_for(Usage(input_tokens=0, output_tokens=_TOKENS))
-    if input_ is None or output is None:
-        return None
-    return Price(input=input_ * 1e6 / _TOKENS, output=output * 1e6 / _TOKENS)
+def _directory(settings: Settings) -> Directory:
+    path = settings.data_dir
+    # Path.exists() raises where we may not look, which is an answer here.
+    there = next(one for one in (path, *path.parents) if os.path.exists(one))  # noqa: PTH110
+    return Directory(
+        path=path,
+        exists=there == path,
+        writable=there.is_dir() and os.access(there, os.W_OK | os.X_OK),
+        free=shutil.disk_usage(there).free,
+    )
 
 
 def _listens(settings: Settings, timeout_s: float) -> bool:
@@ -221,17 +220,6 @@ def _missing_keys(settings: Settings) -> dict[str, str]:
         except ConfigurationError as error:
             missing[provider.name] = str(error)
     return missing
-
-
-def _directory(settings: Settings) -> Directory:
-    path = settings.data_dir
-    there = next(one for one in (path, *path.parents) if one.exists())
-    return Directory(
-        path=path,
-        exists=there == path,
-        writable=there.is_dir() and os.access(there, os.W_OK | os.X_OK),
-        free=shutil.disk_usage(there).free,
-    )
 
 
 def _extras() -> dict[str, bool]:

@@ -13,6 +13,7 @@ import csv
 import importlib.util
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,6 +67,8 @@ def form_of(out: Path | None, form: str | None = None) -> str:
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         what = "is a folder" if out.is_dir() else "its folder does not exist"
         raise UsageError(f"--out {out}: {what}")
+    if out is not None and not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        raise UsageError(f"--out {out}: cannot be written there")
     return chosen
 
 
@@ -132,7 +135,7 @@ def _by_suffix(out: Path | None) -> str:
     for form, suffixes in FORMS.items():
         if out.suffix.lower() in suffixes:
             return form
-    raise UsageError(f"--out {out}: its suffix names no form; give --format {'|'.join(FORMS)}")
+    raise UsageError(f"--out {out}: its suffix names no form; there are .jsonl, .csv and .parquet")
 
 
 @contextlib.contextmanager
@@ -146,6 +149,8 @@ def _appearing(out: Path) -> Iterator[IO[bytes]]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
+            if path.exists():  # whoever may not read that must not read this either
+                part.chmod(stat.S_IMODE(path.stat().st_mode))
             yield file
         part.replace(path)
     finally:

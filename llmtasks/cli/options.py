@@ -51,7 +51,9 @@ def _option(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UsageError(f"-o takes key=value, not {text!r}")
     if key in RESERVED:
-        raise UsageError(f"-o {key}: is no option of a task; see llmtasks submit --help")
+        raise UsageError(
+            f"-o {key}: is no option of a task, but one of the command; see its --help"
+        )
     try:
         return key, json.loads(value)
     except ValueError:

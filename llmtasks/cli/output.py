@@ -10,7 +10,11 @@ from typing import Any, TypeVar
 import click
 
 from llmtasks.client import RESULT_KEYS, JobResult
+from llmtasks.settings import Provider
 from llmtasks.store.batches import BatchStatus
+
+#: What is said of a provider without limits.
+NO_LIMIT = "no limit"
 
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 
@@ -53,6 +57,45 @@ def money(cost_usd: float | None) -> str:
         return "<$0.000001"
     whole, decimals = f"{cost_usd:.6f}".split(".")
     return f"${whole}.{decimals.rstrip('0'):0<2}"
+
+
+def price(usd_per_mtok: tuple[float, float] | None) -> str:
+    """What tokens cost, input and output."""
+    if usd_per_mtok is None:
+        return "unknown"
+    input_, output = map(_dollars, usd_per_mtok)
+    return f"{input_} in, {output} out per million tokens"
+
+
+def _dollars(amount: float) -> str:
+    """With cents, and with more where there are parts of one."""
+    return f"${amount:,.2f}" if round(amount, 2) == round(amount, 6) else f"${amount:,.6g}"
+
+
+#: What a provider's limits per minute count, by the names of admission's dimensions.
+UNITS = {
+    "requests": "requests",
+    "tokens": "tokens",
+    "input": "input tokens",
+    "output": "output tokens",
+}
+
+
+def quantity(number: float, dimension: str) -> str:
+    """So much of what a limit counts, as in "1,500,000 input tokens"."""
+    return f"{number:,.10g} {UNITS[dimension]}"
+
+
+def limits(provider: Provider) -> str:
+    """A provider's limits, as in "500 requests, 150,000 tokens per minute, 64 at once"."""
+    from llmtasks.admission.limits import DIMENSIONS, per_minute  # loads redis
+
+    rates = zip(DIMENSIONS, per_minute(provider), strict=True)
+    counted = [quantity(limit, name) for name, limit in rates if limit is not None]
+    said = [f"{', '.join(counted)} per minute"] if counted else []
+    if provider.max_concurrency is not None:
+        said.append(f"{provider.max_concurrency:,} at once")
+    return ", ".join(said) or NO_LIMIT
 
 
 def duration(seconds: float) -> str:
@@ -126,7 +169,7 @@ def status_json(status: BatchStatus) -> dict[str, Any]:
 def status_lines(status: BatchStatus) -> list[str]:
     """The same for people: what matters first, and why anything waits."""
     counts = ", ".join(
-        f"{count} {name}"
+        f"{count:,} {name}"
         for name, count in (
             ("completed", status.completed),
             ("failed", status.failed),

@@ -7,10 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmtasks import client
+from llmtasks import client, watching
 from llmtasks.cli.output import duration, money, percent, spoken, visible
 from llmtasks.cli.pace import Observation, Pace
 from llmtasks.errors import StoreUnavailable
@@ -56,13 +56,19 @@ class Sight:
 
 
 def follow(
-    batch_id: str, *, alive: Callable[[], None] = lambda: None, plain: bool | None = None
+    batch_id: str,
+    *,
+    alive: Callable[[Sight], None] = lambda _sight: None,
+    own_worker: bool = False,
+    plain: bool | None = None,
 ) -> BatchStatus:
     """Show a batch's progress on stderr until it has ended; its last status.
 
     Args:
         batch_id: A batch, a Celery group or a single job.
-        alive: Called about twice a second while it has not ended; what it raises ends this.
+        alive: Called with what is seen about twice a second, while it has not ended; what it raises ends
+            this.
+        own_worker: The caller has started a worker, which may not be there yet.
         plain: One line on change instead of a live screen. Default: as stderr is a terminal.
 
     A database that is away for a while is shown and waited for. Ctrl-C comes through as
@@ -73,12 +79,14 @@ def follow(
         StoreUnavailable: The database did not answer the first question.
     """
     with _lines() if _is_plain(wanted=plain) else _screen() as show:
-        for sight in sights(batch_id, alive=alive):
-            show(sight)
+        for sight in sights(batch_id):
+            show(replace(sight, unserved=()) if own_worker else sight)
+            if not sight.has_ended:
+                alive(sight)
     return sight.status
 
 
-def sights(batch_id: str, *, alive: Callable[[], None] = lambda: None) -> Iterator[Sight]:
+def sights(batch_id: str) -> Iterator[Sight]:
     """What is seen of a batch, tick by tick; the last one shows it ended. Raises as `follow`."""
     watcher = _Watcher(batch_id)
     while True:
@@ -86,7 +94,6 @@ def sights(batch_id: str, *, alive: Callable[[], None] = lambda: None) -> Iterat
         yield sight
         if sight.has_ended:
             return
-        alive()
         time.sleep(TICK_S)
 
 
@@ -102,7 +109,7 @@ class _Watcher:
         self._unserved: tuple[str, ...] = ()
         self._unserved_since = 0.0
         self._ask()
-        times = client.times(batch_id)
+        times = watching.times(batch_id)
         self._submitted = time.monotonic() - ((times.ended_at or times.now) - times.submitted_at)
 
     def look(self) -> Sight:
@@ -127,8 +134,8 @@ class _Watcher:
     def _ask(self) -> None:
         began = time.monotonic()
         self._status = client.status(self._batch_id)
-        next_try_s = client.next_try_s(self._batch_id) if self._status.waiting else None
-        unserved = tuple(client.unserved(self._batch_id))
+        next_try_s = watching.next_try_s(self._batch_id) if self._status.waiting else None
+        unserved = tuple(watching.unserved(self._batch_id))
         now = time.monotonic()
         self._outage = ""
         self._due = now + max(TICK_S, SPARING * (now - began))

@@ -10,13 +10,23 @@ from typing import Any
 
 import click
 
-from llmtasks import client
+from llmtasks import watching
 from llmtasks.admission import Admission, ProviderState, ProviderStatus, connect
 from llmtasks.admission.limits import DIMENSIONS, per_minute
-from llmtasks.cli.output import duration, json_option, print_json, spoken, visible
-from llmtasks.errors import AdmissionUnavailable, ConfigurationError, StoreUnavailable
+from llmtasks.cli.output import (
+    NO_LIMIT,
+    UNITS,
+    duration,
+    json_option,
+    price,
+    print_json,
+    quantity,
+    spoken,
+    visible,
+)
+from llmtasks.errors import AdmissionUnavailable, StoreUnavailable
 from llmtasks.providers.prices import per_mtok_usd
-from llmtasks.settings import Provider, Settings, current
+from llmtasks.settings import Provider, Settings, current, current_origin, require_providers
 from llmtasks.store.calls import Answered, Recent
 
 _NOTHING = Answered(calls=0, minute_calls=0, minute_input_tokens=0, minute_output_tokens=0)
@@ -57,11 +67,7 @@ def providers(*, as_json: bool) -> int:
     code 1 when the fleet's Redis or the database does not answer.
     """
     settings = current()
-    if not settings.providers:
-        raise ConfigurationError(
-            "providers: none is configured; set OPENAI_API_KEY or ANTHROPIC_API_KEY, or add a"
-            " [[providers]] entry to llmtasks.toml"
-        )
+    require_providers(settings, current_origin())
     statuses, trouble = _statuses(settings)
     recent, lost = _recent()
     standings = list(_standings(settings.providers, statuses, recent))
@@ -142,7 +148,7 @@ async def _ask(settings: Settings) -> list[ProviderStatus]:
 
 def _recent() -> tuple[Recent | None, str]:
     try:
-        return client.recent_answers(), ""
+        return watching.recent_answers(), ""
     except StoreUnavailable as error:
         return None, f"the database does not answer: {error}"
 
@@ -190,11 +196,10 @@ def _facts(one: Standing) -> Iterator[tuple[str, str]]:
         yield "in flight", f"{in_flight} of {one.provider.max_concurrency}"
     for name, limit, used in _uses(one):
         shown = "unknown" if used is None else f"{used:,}"
-        unit = f"{name} tokens" if name in {"input", "output"} else name
         if limit is not None:
-            yield "minute", f"{shown} of {limit:,.0f} {unit}"
+            yield "minute", f"{shown} of {quantity(limit, name)}"
         elif name in {"requests", "tokens"}:
-            yield "minute", f"{shown} {unit}, no limit"
+            yield "minute", f"{shown} {UNITS[name]}, {NO_LIMIT}"
     if status is not None and status.next_free > 0:
         yield "next call", f"in {duration(status.next_free)} at the earliest"
     if answered is not None and one.recent is not None:
@@ -202,7 +207,4 @@ def _facts(one: Standing) -> Iterator[tuple[str, str]]:
         back = duration(one.recent.seconds)
         told = f"{answered.calls:,} in the last {back}, {part} answers"
         yield "answers", f"{told}; by weight {100 * one.expected_share:.0f} %"
-    if one.price is None:
-        yield "price", "unknown"
-    else:
-        yield "price", f"${one.price[0]:,.2f} in, ${one.price[1]:,.2f} out per million tokens"
+    yield "price", price(one.price)

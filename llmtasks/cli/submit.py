@@ -8,7 +8,7 @@ from typing import BinaryIO
 import click
 
 from llmtasks import client
-from llmtasks.cli.options import parsed_options, task_options
+from llmtasks.cli.options import checked_options, task_options, to_option
 from llmtasks.cli.output import counted, json_option, print_json, tenant_option
 from llmtasks.errors import UsageError
 
@@ -22,6 +22,7 @@ from llmtasks.errors import UsageError
     help="A file with one document id a line, each becomes a job; - is stdin.",
 )
 @click.option("--all", "every", is_flag=True, help="All stored documents.")
+@to_option
 @task_options
 @click.option("--priority", type=click.IntRange(0, 9), default=0, show_default=True)
 @click.option("--fresh", is_flag=True, help="Ask again, although the answer is stored.")
@@ -31,6 +32,7 @@ def submit(
     task_type: str,
     ids: tuple[str, ...],
     ids_from: BinaryIO | None,
+    to: str | None,
     options: tuple[str, ...],
     priority: int,
     tenant: str,
@@ -41,7 +43,7 @@ def submit(
 ) -> None:
     """Submit one job per document; prints the batch's id.
 
-    For example: llmtasks submit translate --all -o target_language=es
+    For example: llmtasks submit translate --all --to es
     """
     chosen = _chosen(ids, ids_from, tenant, every=every)
     batch = client.submit_batch(
@@ -50,7 +52,7 @@ def submit(
         tenant=tenant,
         priority=priority,
         fresh=fresh,
-        **parsed_options(options),
+        **checked_options(task_type, options, to),
     )
     if as_json:
         print_json({"batch_id": batch.batch_id, "jobs": batch.jobs})

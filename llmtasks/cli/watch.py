@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from llmtasks import client
+from llmtasks import watching
+from llmtasks.cli import INTERRUPTED
 from llmtasks.cli.output import (
     duration,
     exit_code,
@@ -18,9 +19,6 @@ from llmtasks.cli.output import (
 from llmtasks.cli.progress import follow, sights
 from llmtasks.store.batches import BatchStatus
 
-#: What a shell calls a command that Ctrl-C has ended.
-INTERRUPTED = 130
-
 
 @click.command()
 @click.argument("batch", required=False)
@@ -31,7 +29,7 @@ def watch(batch: str | None, *, as_json: bool) -> int:
     Exit code 0 when all was completed, 1 when some failed or was cancelled. Ctrl-C ends the watching,
     not the work. --json prints one line per change.
     """
-    found = batch or client.newest_batch()
+    found = batch or watching.newest_batch()
     if batch is None:
         print(f"watching the newest batch: {found}", file=sys.stderr)
     try:
@@ -56,6 +54,6 @@ def _json_lines(batch: str) -> BatchStatus:
 
 
 def _took(batch: str) -> str:
-    times = client.times(batch)
+    times = watching.times(batch)
     ended_at = times.now if times.ended_at is None else times.ended_at
     return f"  took    {duration(ended_at - times.submitted_at)} from submission to the last end"

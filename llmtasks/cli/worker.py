@@ -7,7 +7,7 @@ import warnings
 
 import click
 
-from llmtasks import checks, task_types
+from llmtasks import task_types
 from llmtasks.errors import UsageError
 from llmtasks.settings import current
 
@@ -28,7 +28,6 @@ def worker(concurrency: int | None, queues: str | None, name: str | None) -> Non
     chosen = _queues(queues)
     from workers.app import app
 
-    checks.check(current())
     # Celery warns root of pickles in messages; here messages are JSON and nothing else is accepted.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser")
     app.worker_main(

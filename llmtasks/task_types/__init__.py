@@ -50,6 +50,7 @@ __all__ = [
     "names",
     "parse_options",
     "queue",
+    "queue_name",
     "strict_schema",
     "validate_options",
 ]
@@ -95,6 +96,11 @@ def queue(name: str) -> str:
     """
     if name not in _loaders():
         get(name)
+    return queue_name(name)
+
+
+def queue_name(name: str) -> str:
+    """The same, also of a task type that is not installed here."""
     return f"llm.{name}"
 
 

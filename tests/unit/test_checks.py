@@ -21,7 +21,8 @@ base_url = "http://localhost:1/v1"
 def check(tmp_path: Path, text: str, **environ: str) -> dict[str, str | None]:
     (tmp_path / "llmtasks.toml").write_text(text)
     environ = {"HOME": str(tmp_path), **environ}
-    return checks.check(settings.load(environ, tmp_path), settings.origin(environ, tmp_path))
+    found = settings.origin(environ, tmp_path)
+    return dict(checks.ready(settings.load(environ, tmp_path), found).keys)
 
 
 def refused(tmp_path: Path, text: str, **environ: str) -> str:
@@ -38,6 +39,21 @@ def test_the_keys_are_given_by_provider(tmp_path, monkeypatch):
     assert check(tmp_path, PROVIDER + keyed) == {"a": None, "b": "s3cret"}
 
 
+def test_the_keys_are_not_shown(monkeypatch, tmp_path):
+    monkeypatch.setenv("THE_KEY", "s3cret")
+    (tmp_path / "llmtasks.toml").write_text(PROVIDER + 'api_key_env = "THE_KEY"\n')
+    found = settings.load({}, tmp_path)
+    assert "s3cret" not in repr(checks.ready(found, settings.Origin()))
+
+
+def test_to_estimate_takes_a_provider_and_neither_a_key_nor_the_users_functions(tmp_path):
+    text = PROVIDER + 'api_key_env = "NO_SUCH_KEY"\n[documents]\nsource = "no_such_module:fetch"\n'
+    (tmp_path / "llmtasks.toml").write_text(text)
+    checks.askable(settings.load({}, tmp_path), settings.Origin())
+    with pytest.raises(ConfigurationError, match="providers: none is configured"):
+        checks.askable(settings.Settings(), settings.Origin())
+
+
 def test_a_key_that_is_not_there_is_named_with_the_file(tmp_path, monkeypatch):
     text = PROVIDER + 'api_key_env = "THE_KEY"\n'
     assert refused(tmp_path, text) == (
@@ -52,7 +68,7 @@ def test_no_provider_at_all_says_how_to_give_one(tmp_path):
     said = "export OPENAI_API_KEY or ANTHROPIC_API_KEY, or add a [[providers]] section"
     assert said in refused(tmp_path, "")
     with pytest.raises(ConfigurationError, match=r"^providers: none is configured"):
-        checks.check(settings.Settings(), settings.Origin())
+        checks.ready(settings.Settings(), settings.Origin())
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from llmtasks.addresses import public
 from llmtasks.admission.probe import ServerState
-from llmtasks.cli import diagnosis
-from llmtasks.cli.diagnosis import Directory, Facts, Price, Unknown, diagnose
+from llmtasks.cli import diagnosis, doctor
+from llmtasks.cli.diagnosis import Directory, Facts, Unknown, diagnose
 from llmtasks.cli.doctor import LATE, ask
 from llmtasks.errors import StoreUnavailable
 from llmtasks.jobs import JobState
 from llmtasks.providers.probe import Reach
-from llmtasks.settings import Broker, Database, Origin, Provider, Settings
+from llmtasks.settings import Broker, Database, Local, Origin, Provider, Settings
 from llmtasks.store.outbox import Waiting
 from llmtasks.store.probe import DatabaseState
 from llmtasks.store.workers import WorkerRow
@@ -61,7 +61,7 @@ def facts(settings=CONFIGURED, **values):
             "task_types": {"summarize": None},
             "keys": {},
             "reached": {"a": Reach(status=200, models=frozenset({"gpt-4o-mini-2024-07-18"}))},
-            "prices": {"a": Price(input=0.15, output=0.6)},
+            "prices": {"a": (0.15, 0.6)},
             "extras": {"embedded": True},
             "listens": False,
             **values,
@@ -73,12 +73,18 @@ def found(settings=CONFIGURED, **values):
     return {one.check: one for one in diagnose(facts(settings, **values))}
 
 
+def test_a_data_directory_that_cannot_be_looked_at_is_an_answer(tmp_path):
+    settings = Settings(local=Local(data_dir=str(tmp_path / ("x" * 300))))  # no name of a file
+    found = doctor._directory(settings)
+    assert (found.exists, found.writable) == (False, True)
+
+
 def test_where_all_is_well_only_the_missing_limits_are_warned_of():
     findings = found()
     assert [(c, f.status) for c, f in findings.items() if f.status != "ok"] == [
         ("limits a", "warn")
     ]
-    assert findings["price a"].detail == "$0.15 in and $0.60 out for a million tokens"
+    assert findings["price a"].detail == "$0.15 in, $0.60 out per million tokens"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,7 @@ def test_where_all_is_well_only_the_missing_limits_are_warned_of():
         ({"database": DatabaseState(address="p", exists=False)}, "database", "fail", "no file"),
         ({"database": DatabaseState(address="p", failure="gone")}, "database", "fail", "gone"),
         ({"database": DatabaseState(address="p")}, "workers", "warn", "none"),
+        ({"directory": LATE}, "data directory", "fail", "no answer in time"),
         ({"database": LATE}, "workers", "warn", "unknown"),
         ({"backlog": {"extract": {JobState.QUEUED: 3}}}, "queue extract", "warn", "3 queued"),
         ({"backlog": {"summarize": {JobState.QUEUED: 3}}}, "queue summarize", "ok", "3 queued"),
@@ -194,11 +201,3 @@ def test_one_question_that_hangs_or_breaks_hides_no_other_answer():
     assert answers["away"] == Unknown("gone")
     assert "KeyError" in answers["broken"].why
     assert "secret" not in answers["broken"].why
-
-
-def test_limits_are_said_in_words():
-    provider = Provider(
-        name="a", kind="openai", model="m", requests_per_minute=500, tokens_per_minute=1_500_000,
-        max_concurrency=8,
-    )  # fmt: skip
-    assert diagnosis.limits(provider) == "500 requests, 1,500,000 tokens per minute, 8 at once"

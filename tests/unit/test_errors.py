@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 from celery.backends.base import Backend
 
 import llmtasks
-from llmtasks import errors
+from llmtasks import errors, settings
 from llmtasks.celery_app import app
 
 ALL = [
@@ -31,6 +32,19 @@ def test_every_error_survives_celerys_result_backend(cls):
     back = backend.exception_to_python(backend.prepare_exception(cls("what happened")))
     assert type(back) is cls
     assert str(back) == "what happened"
+
+
+def test_a_wrong_setting_carries_its_key_and_what_is_said_of_it():
+    error = errors.ConfigurationError("is too small: 5", key="cache.ttl_s")
+    assert (str(error), error.key, error.says) == (
+        "cache.ttl_s: is too small: 5",
+        "cache.ttl_s",
+        "is too small: 5",
+    )
+    error = settings.Origin(path=Path("/f.toml")).located(error)
+    assert str(error) == "/f.toml: cache.ttl_s: is too small: 5"
+    without = errors.ConfigurationError("what: happened")
+    assert settings.Origin(path=Path("/f.toml")).located(without) is without
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -85,7 +85,7 @@ def from_csv(path):
             }
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(rows=ROWS)
 def test_all_forms_hold_the_same_rows(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("forms")
@@ -155,6 +155,15 @@ def test_a_file_is_readable_for_those_the_user_lets_read(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "rows.csv").stat().st_mode) == 0o644
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    out = tmp_path / "rows.csv"
+    for mode in (0o600, 0o664):
+        out.touch()
+        out.chmod(mode)
+        export.export([row()], "csv", out)
+        assert stat.S_IMODE(out.stat().st_mode) == mode
 
 
 def test_parquet_holds_rows_back_only_for_a_group(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmtasks.cli.output import duration, money, percent, spoken, visible
+from llmtasks.cli.output import duration, limits, money, percent, price, spoken, visible
+from llmtasks.settings import Provider
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,29 @@ def test_money(dollars, text):
 @given(st.floats(1e-12, 1e9))
 def test_what_costs_something_never_reads_as_nothing(dollars):
     assert re.search("[1-9]", money(dollars))
+
+
+@pytest.mark.parametrize(
+    ("usd_per_mtok", "text"),
+    [
+        (None, "unknown"),
+        ((0.075, 0.3), "$0.075 in, $0.30 out per million tokens"),
+        ((1.125, 1_200.0), "$1.125 in, $1,200.00 out per million tokens"),
+    ],
+)
+def test_prices(usd_per_mtok, text):
+    assert price(usd_per_mtok) == text
+
+
+def test_limits():
+    provider = Provider(
+        name="a", kind="openai", model="m", requests_per_minute=500, tokens_per_minute=1_500_000,
+        max_concurrency=8,
+    )  # fmt: skip
+    assert limits(provider) == "500 requests, 1,500,000 tokens per minute, 8 at once"
+    provider = Provider(name="a", kind="openai", model="m", input_tokens_per_minute=0.5)
+    assert limits(provider) == "0.5 input tokens per minute"
+    assert limits(Provider(name="a", kind="openai", model="m")) == "no limit"
 
 
 @given(st.integers(0, 10**7), st.integers(1, 10**7))

@@ -55,6 +55,12 @@ def test_the_names_of_a_producer_load_nothing_heavy():
     assert loaded(source, HEAVY) == []
 
 
+def test_a_command_that_only_asks_the_database_loads_no_celery_and_no_other_database():
+    names = ("celery", "kombu", "billiard", "yaml", "redis", "sqlalchemy.dialects.postgresql")
+    assert loaded("import llmtasks.client", (*HEAVY, *names)) == []
+    assert loaded("import llmtasks.cli.batches, llmtasks.cli.watch", (*HEAVY, *names)) == []
+
+
 def test_the_celery_task_loads_no_sql_before_its_first_job():
     source = "import llmtasks; llmtasks.process_document.s('a', 'summarize')"
     assert loaded(source, (*HEAVY, "sqlalchemy")) == []
