@@ -14,7 +14,7 @@ import pytest
 from support.databases import Postgres, running_postgres, sqlite_template
 from support.fleet import Fleet
 from support.simulated import Simulated, simulated
-from support.stack import Stack, is_own
+from support.stack import Stack, eventually, is_own
 from support.valkey import RestartableValkey, Valkey, running_valkey
 
 from llmtasks import settings
@@ -92,11 +92,20 @@ def own_valkey() -> Iterator[RestartableValkey]:
     server.stop()
 
 
-@pytest.fixture
-def sim() -> Iterator[Simulated]:
-    """A simulated provider of the test's own."""
+@pytest.fixture(scope="session")
+def _simulated() -> Iterator[Simulated]:
     with simulated() as provider:
         yield provider
+
+
+@pytest.fixture
+def sim(_simulated: Simulated) -> Simulated:
+    """A simulated provider as if just started. One process serves all tests of a test process."""
+    eventually(
+        lambda: _simulated.stats()["in_flight"] == 0, "nobody of the last test calls any more"
+    )
+    _simulated.reset()
+    return _simulated
 
 
 @pytest.fixture
@@ -127,6 +136,8 @@ def make_stack(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Calla
                 settings=settings,
             )
             ending.callback(stack.close)
+            if database == "sqlite" and not embedded:
+                stack.give_database(request.getfixturevalue("sqlite_file"))
             return stack
 
         yield make

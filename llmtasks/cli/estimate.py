@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from llmtasks import checks, client
-from llmtasks.cli.documents import NOTHING, chunks, left_out_remark
+from llmtasks import checks
+from llmtasks.cli import files
 from llmtasks.cli.options import checked_options, task_options, to_option
 from llmtasks.cli.output import (
     counted,
@@ -21,11 +18,10 @@ from llmtasks.cli.output import (
     tenant_option,
     visible,
 )
-from llmtasks.errors import UsageError
 from llmtasks.estimates import Estimate, Estimator
 from llmtasks.planning import plan
 from llmtasks.settings import current
-from llmtasks.tasks import database
+from llmtasks.store.process import database
 
 #: Documents that fit no provider are named up to so many.
 NAMED = 5
@@ -54,35 +50,19 @@ def estimate(
     For example: llmtasks estimate translate docs/ --to es
     """
     checked = checked_options(task_type, options, to)
-    checks.check(current())
+    checks.askable(current())
     estimator = Estimator(plan(current(), task_type, checked), database(), tenant, fresh)
     unreadable = 0
-    left_out: Counter[str] = Counter()
-    for chunk in chunks(client.find_documents(paths, tenant=tenant, left_out=left_out)):
-        good = told(chunk)
+    for chunk in files.read(paths, None, tenant):
+        good = files.told(chunk)
         unreadable += len(chunk) - len(good)
         estimator.add(good)
     found = estimator.estimate()
-    if remark := left_out_remark(left_out):
-        print(remark, file=sys.stderr)
-    if not found.documents and not unreadable:
-        raise UsageError(NOTHING)
     if as_json:
         print_json(estimate_json(found, unreadable))
     else:
         print("\n".join(estimate_lines(found, task_type)))
     return 1 if unreadable or found.unfit else 0
-
-
-def told(chunk: Iterable[client.FileDocument | client.FileError]) -> list[client.FileDocument]:
-    """The documents; of the others it is said on stderr why they are none."""
-    good = []
-    for one in chunk:
-        if isinstance(one, client.FileError):
-            print(f"error  {visible(one.message)}", file=sys.stderr, flush=True)
-        else:
-            good.append(one)
-    return good
 
 
 def estimate_json(found: Estimate, unreadable: int) -> dict[str, Any]:
@@ -108,7 +88,6 @@ def estimate_json(found: Estimate, unreadable: int) -> dict[str, Any]:
                     "output_tokens": round(share.output_tokens),
                 },
                 "cost_usd": share.cost_usd,
-                "most_cost_usd": share.most_cost_usd,
             }
             for share in found.shares
         ],
@@ -124,7 +103,8 @@ def estimate_lines(found: Estimate, task_type: str) -> list[str]:
     ]
     told = ", ".join(filter(None, answered))
     lines = [
-        f"{task_type}: {counted(found.documents, 'document')}, {counted(found.calls, 'call')}"
+        f"{task_type}: {counted(found.documents, 'document')},"
+        f" {'' if found.foreseen else 'at least '}{counted(found.calls, 'call')}"
         + (f" ({told})" if told else "")
     ]
     if found.calls:
@@ -135,8 +115,8 @@ def estimate_lines(found: Estimate, task_type: str) -> list[str]:
         ]
     if len(found.shares) > 1:
         lines += [
-            f"  {share.provider} ({share.model}): about {share.calls:,.0f} calls,"
-            f" {'unknown' if share.cost_usd is None else money(_rough(share.cost_usd))}"
+            f"  {share.provider:<7} {share.model}: {share.calls / found.calls:.0%} of the calls,"
+            f" {_about(share.cost_usd)}"
             for share in found.shares
         ]
     unfit = list(found.unfit.items())
@@ -148,9 +128,22 @@ def estimate_lines(found: Estimate, task_type: str) -> list[str]:
 
 def _cost(found: Estimate) -> str:
     if found.cost_usd is None:
-        return "unknown: no price is known for the model, or it is served at an address of its own"
-    assert found.most_cost_usd is not None, "known for the same models"
-    return f"about {money(_rough(found.cost_usd))}, at most {money(_rough(found.most_cost_usd))}"
+        return f"unknown: {_why_unknown(found)}"
+    if found.most_cost_usd is None:
+        return _about(found.cost_usd)
+    return (
+        f"{_about(found.cost_usd)}, up to {money(_rough(found.most_cost_usd))} for longest answers"
+    )
+
+
+def _why_unknown(found: Estimate) -> str:
+    if not found.foreseen:
+        return "this task type asks as often as it needs"
+    return "no price is known for the model, or it is served at an address of its own"
+
+
+def _about(cost_usd: float | None) -> str:
+    return "cost unknown" if cost_usd is None else f"about {money(_rough(cost_usd))}"
 
 
 def _rough(cost_usd: float) -> float:
@@ -160,5 +153,5 @@ def _rough(cost_usd: float) -> float:
 
 def _time(found: Estimate) -> str:
     if found.seconds is None:
-        return "as the providers answer: no limit is configured"
+        return "as the providers answer: not all of them have a limit"
     return f"at least {duration(found.seconds)} within your limits"

@@ -8,7 +8,8 @@ import sys
 
 from support import nasty
 from support.nasty import ADDED, LEFT_OUT, REFUSED
-from support.stack import PATIENCE_S
+from support.processes import commands_in, converters_in
+from support.stack import PATIENCE_S, eventually
 
 from llmtasks.store import documents
 
@@ -63,7 +64,7 @@ def test_names_patterns_and_standard_input_are_read_by_their_content(make_stack)
     def added(*argv, code=0):
         return [
             (line["document_id"], line["status"])
-            for line in stack.json("documents", "add", *argv, code=code)
+            for line in stack.json("documents", "add", *argv, code=code, inside=True)
         ]
 
     assert added("*/x.txt") == [("a/x.txt", "added"), ("b/x.txt", "added")]
@@ -71,11 +72,12 @@ def test_names_patterns_and_standard_input_are_read_by_their_content(make_stack)
     assert added("a/unnamed", "./a/[1].log") == [("a/unnamed", "added"), ("a/[1].log", "added")]
     assert added("a/x.txt", "--id", "mine") == [("mine", "added")]
     assert added("nothing", "no*", code=1) == [("nothing", "error"), (None, "error")]
-    assert "more than one" in stack.cli("documents", "add", "a", "b", "--id", "m", code=2).stderr
+    several = stack.inside("documents", "add", "a", "b", "--id", "m", code=2)
+    assert "more than one" in several.stderr
 
     empty = stack.home / "empty"
     empty.mkdir()
-    assert "nothing found" in stack.cli("documents", "add", str(empty), code=2).stderr
+    assert "nothing found" in stack.inside("documents", "add", str(empty), code=2).stderr
 
     piped = subprocess.run(
         [sys.executable, "-m", "llmtasks", "documents", "add", "-", "--json"],
@@ -101,7 +103,13 @@ def test_a_folder_of_converted_files_comes_in_order_and_leaves_no_process(make_s
     for number in range(60):
         (folder / f"{number:02}.pdf").write_bytes(nasty.pdf([f"Page of {number}."]))
         (folder / f"{number:02}.txt").write_text(f"Text of {number}.")
-    lines = stack.json("documents", "add", str(folder))
+    argv = [sys.executable, "-m", "llmtasks", "documents", "add", "--json", str(folder)]
+    adding = stack.start(argv, "add")
+    seen = eventually(lambda: converters_in(stack.home) or not adding.running, "it converts")
+    assert seen is not True, "it ended without a converter"
+    assert adding.wait() == 0
+    assert commands_in(stack.home) == {}
+    lines = json.loads(adding.output())
     assert [line["document_id"] for line in lines] == sorted(file.name for file in folder.iterdir())
     assert {line["status"] for line in lines} == {ADDED}
     assert documents.load(stack.database, "default", "37.pdf").text == "Page of 37."

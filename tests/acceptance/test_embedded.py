@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from support.stack import ROOT, eventually, provider
+from support.stack import ROOT, Process, eventually, provider
 
 from llmtasks.settings import load
 
@@ -68,30 +67,37 @@ def test_a_killed_worker_leaves_no_server_behind(stack):
     eventually(lambda: servers_of(stack) == [], "the server ended with its keeper")
 
 
-def test_the_data_directory_is_private(stack):
-    stack.worker()
+def test_the_data_directory_and_all_in_it_are_private(stack):
+    before = os.umask(0o022)
+    try:
+        stack.worker()
+    finally:
+        os.umask(before)
     settings = load(stack.env, stack.home)
-    for path in (settings.data_dir, settings.socket_path.parent, settings.socket_path):
-        assert path.stat().st_mode & 0o077 == 0
+    made = [settings.data_dir, settings.socket_path.parent, *settings.data_dir.rglob("*")]
+    assert any(path.suffix == ".aof" for path in made), made
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 @pytest.mark.parametrize(
-    ("sig", "delay"), [(signal.SIGINT, 1.0), (signal.SIGKILL, 4.0), (signal.SIGTERM, 6.0)]
+    ("sig", "moment"),
+    [(signal.SIGTERM, "starting a small local model"), (signal.SIGKILL, "sample texts")],
 )
-def test_the_demo_leaves_nothing_behind(tmp_path, sig, delay):
+def test_the_demo_leaves_nothing_behind(tmp_path, sig, moment):
     pytest.importorskip("xllamacpp")
     env = {k: v for k, v in os.environ.items() if not k.startswith("LLMTASKS_")}
     env |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "llmtasks.cli.demo"],
-        cwd=tmp_path,
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    env["PYTHONUNBUFFERED"] = "1"
+    demo = Process(
+        [sys.executable, "-m", "llmtasks.cli.demo"], env, tmp_path / "demo.log", tmp_path
     )
-    time.sleep(delay)  # a moment of its life, not a condition
-    demo.send_signal(sig)
-    demo.wait(30)
+    try:
+        eventually(lambda: moment in demo.output() or not demo.running, moment)
+        assert demo.running, demo.output()
+        demo.signal(sig)
+        demo.wait(30.0)
+    finally:
+        demo.end()
 
     def left() -> list[str]:
         mark = f"TMPDIR={tmp_path}".encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import fcntl
 import itertools
@@ -30,14 +31,26 @@ def stack(make_stack, sim):
     return make_stack(providers=[provider(sim.openai_url)])
 
 
-class Terminal:
-    """A command on a terminal of its own."""
+#: The command, told to say after half a second what it says after five.
+SOON = [
+    sys.executable,
+    "-c",
+    """if True:
+    from llmtasks.cli import main, progress
+    progress.GRACE_S = progress.LINE_S = 0.5
+    main()
+    """,
+]
 
-    def __init__(self, stack, columns, *argv):
+
+class Terminal:
+    """A command on a terminal of its own; it ends with the test's installation."""
+
+    def __init__(self, stack, columns, *argv, python=(sys.executable, "-m", "llmtasks")):
         self._fd, inner = pty.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmtasks", *argv],
+            [*python, *argv],
             env={**stack.env, "TERM": "xterm-256color"},
             cwd=stack.home,
             stdin=inner,
@@ -47,13 +60,17 @@ class Terminal:
         )
         os.close(inner)
         self.text = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        stack.ending.callback(os.close, self._fd)
+        stack.ending.callback(self.process.wait)
+        stack.ending.callback(self.process.kill)
 
     def read(self, seconds=0.1):
         """What has been written until now; True while there may be more."""
         if not select.select([self._fd], [], [], seconds)[0]:
             return True
         try:
-            self.text += os.read(self._fd, 65536).decode()
+            self.text += self._decode(os.read(self._fd, 65536))
         except OSError:  # its last user has closed it
             return False
         return True
@@ -69,16 +86,16 @@ class Terminal:
         deadline = time.monotonic() + PATIENCE_S
         while self.read() and time.monotonic() < deadline:
             pass
-        os.close(self._fd)
         return self.process.wait(PATIENCE_S)
 
 
 def test_a_watched_batch_shows_why_it_stands_still_and_ends_with_the_truth(stack, sim):
     stack.documents(12)
     batch = stack.submit("summarize", "--all")
+    plain = stack.start([*SOON, "watch", batch], "watch")
 
     # Nobody works yet: the screen says so, and Ctrl-C ends the watching alone.
-    idle = Terminal(stack, 40, "watch")
+    idle = Terminal(stack, 40, "watch", python=SOON)
     idle.until("no worker serves llm.summarize")
     os.kill(idle.process.pid, signal.SIGINT)
     assert idle.end() == 130
@@ -88,16 +105,17 @@ def test_a_watched_batch_shows_why_it_stands_still_and_ends_with_the_truth(stack
     assert stack.status(batch)["queued"] == 12
 
     sim.latency(0.3)
-    sim.faults(kind="429", next=1, retry_after=8)
+    sim.faults(kind="429", next=1, retry_after=6)
     screen = Terminal(stack, 80, "watch", batch)
-    plain = stack.start([sys.executable, "-m", "llmtasks", "watch", batch], "watch")
+    screen.until("12 queued")
+    eventually(lambda: "12 queued" in plain.output(), "both watch")
     stack.worker(concurrency=2)
     screen.until("sim asked for a pause (429), next try in")
     lines = [json.loads(text) for text in stack.cli("watch", batch, "--json").stdout.splitlines()]
     assert screen.end() == 0
     assert plain.wait() == 0
 
-    assert lines[-1] == stack.json("status", batch)
+    assert lines[-1] == stack.status(batch)
     assert lines[-1]["completed"] == 12
     assert all(before != after for before, after in itertools.pairwise(lines))
     left = SEQUENCE.sub("", screen.text)
@@ -124,22 +142,22 @@ def test_watching_outlives_an_outage_of_the_database(make_stack, postgres):
     eventually(lambda: "the database does not answer" in watch.output(), "the outage is told")
     postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
-    stack.cli("cancel", batch)
+    stack.inside("cancel", batch)
     assert watch.wait() == 1
     assert "1 cancelled" in watch.output()
 
 
 def test_watch_tells_scripts_how_it_ended(stack, sim):
-    missing = stack.cli("watch", code=2)
+    missing = stack.inside("watch", code=2)
     assert missing.stderr == "llmtasks: there is no batch yet; submit one with: llmtasks submit\n"
-    unknown = stack.cli("watch", "unknown", code=2).stderr
+    unknown = stack.inside("watch", "unknown", code=2).stderr
     assert unknown == "llmtasks: no batch and no job has the id 'unknown'\n"
     stack.worker(concurrency=2)
     failed = stack.submit("summarize", "no such document")
     done = stack.cli("watch", code=1)
     assert failed in done.stderr
     assert "1 failed" in done.stdout
-    stack.cli("status", failed, code=1)
+    stack.inside("status", failed, code=1)
 
 
 def test_exports_agree_with_each_other_and_with_the_jobs(stack, sim):
@@ -151,7 +169,7 @@ def test_exports_agree_with_each_other_and_with_the_jobs(stack, sim):
 
     lines = stack.results(batch)
     for name in ("rows.jsonl", "rows.csv", "rows.parquet"):
-        stack.cli("results", batch, "--out", name, code=1)
+        stack.inside("results", batch, "--out", name, code=1)
     piped = stack.home / "piped.parquet"
     with piped.open("wb") as file:
         subprocess.run(
@@ -203,19 +221,20 @@ def test_providers_tells_how_they_stand(make_stack, sim, own_valkey):
     assert spare["standby"]
     assert spare["answers"] == 0
     assert listed["price"]["input_usd_per_mtok"] < listed["price"]["output_usd_per_mtok"]
-    text = stack.cli("providers").stdout
+    text = stack.inside("providers").stdout
     assert "main  ok\n" in text
     assert "spare (standby)  ok\n" in text
     assert "4 of 600 requests" in text
 
-    sim.faults(kind="429", next=1, retry_after=60)
-    stack.submit("summarize", "--all", "--fresh")
-    eventually(lambda: stack.json("providers")[0]["state"] == "blocked", "the pause is seen")
-    blocked = stack.cli("providers").stdout
+    sim.faults(kind="429", next=1, retry_after=50)
+    refused = stack.submit("summarize", "--all", "--fresh")
+    eventually(lambda: stack.status(refused)["waiting"], "a job was parked for the pause")
+    assert stack.json("providers", inside=True)[0]["state"] == "blocked"
+    blocked = stack.inside("providers").stdout
     assert re.search(r"main  blocked \d+ s: main asked for a pause \(429\)\n", blocked), blocked
 
     own_valkey.stop()
-    away = stack.cli("providers", code=1).stdout
+    away = stack.inside("providers", code=1).stdout
     assert "main  unknown: Redis does not answer\n" in away
     assert "of 600 requests" in away  # the database still tells what was answered
 
@@ -228,4 +247,4 @@ def test_providers_starts_nothing(make_stack):
     stack = make_stack(providers=[], embedded=True)
     stack.env.pop("OPENAI_API_KEY", None)
     stack.env.pop("ANTHROPIC_API_KEY", None)
-    assert stack.cli("providers", code=2).stderr.startswith("llmtasks: providers: none")
+    assert "providers: none is configured" in stack.cli("providers", code=2).stderr

@@ -13,12 +13,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from support.processes import commands_in
 from support.stack import Stack, eventually, provider
+
+from llmtasks.store.tables import OPEN, jobs
 
 
 @pytest.fixture
 def stack(make_stack, sim):
-    return make_stack(providers=[provider(sim.openai_url)], embedded=True)
+    return make_stack(providers=[provider(sim.openai_url, max_concurrency=8)], embedded=True)
 
 
 @pytest.fixture
@@ -38,16 +42,6 @@ def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def processes_of(home: Path) -> list[str]:
-    """Processes that were started for this installation."""
-    mark, found = f"HOME={home}".encode(), []
-    for process in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if process.name.isdigit() and mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append(process.name)
-    return found
-
-
 def test_a_folder_in_one_command_and_again_for_nothing(stack, sim, folder):
     (folder / "empty.txt").write_text("")
     done = stack.cli("run", "summarize", "docs", code=1)
@@ -57,7 +51,7 @@ def test_a_folder_in_one_command_and_again_for_nothing(stack, sim, folder):
     assert all(row["output"] for row in rows)
     assert "empty.txt" in done.stderr
     assert sim.stats()["requests"] == 5
-    assert processes_of(stack.home) == []
+    assert commands_in(stack.home) == {}
 
     # Again: only what is new or changed is paid for.
     (folder / "empty.txt").write_text("Not empty any more: the harbour office wrote again.")
@@ -98,7 +92,7 @@ def test_an_interrupted_run_goes_on_with_the_same_command(stack, sim):
     first.signal(signal.SIGINT)
     assert first.wait() == 130
     assert "To go on run the same command again" in first.output()
-    assert processes_of(stack.home) == []
+    assert commands_in(stack.home) == {}
     asked = sim.stats()["requests"]
     assert asked < 12
     assert not (stack.home / "out.jsonl").exists()
@@ -111,20 +105,110 @@ def test_an_interrupted_run_goes_on_with_the_same_command(stack, sim):
 
 
 def test_a_killed_run_leaves_no_process_behind(stack, sim):
+    stack.configure(worker={"drain_s": 1})
     written(stack, 3)
     sim.latency(30.0)
     run = stack.start([sys.executable, "-m", "llmtasks", "run", "summarize", "docs"], "run")
     eventually(lambda: sim.stats()["in_flight"] > 0, "calls are under way")
     run.kill()
-    eventually(lambda: processes_of(stack.home) == [], "nothing is left")
+    eventually(lambda: commands_in(stack.home) == {}, "nothing is left")
 
 
-def test_a_worker_that_cannot_work_ends_the_run_with_its_reason(stack, sim, folder):
-    stack.configure(broker={"url": "redis://127.0.0.1:1/0"}, database={"url": "sqlite:////proc/x"})
-    done = stack.cli("run", "summarize", "docs", code=None)
-    assert done.returncode in (1, 2)
-    assert "database" in done.stderr
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGHUP])
+def test_stopped_at_its_first_moment_it_leaves_nothing_to_pay_for(stack, sim, sig):
+    written(stack, 40)
+    run = stack.start([sys.executable, "-m", "llmtasks", "run", "summarize", "docs"], "run")
+    eventually(lambda: "40 calls" in run.output(), "it is about to submit")
+    run.signal(sig)
+    assert run.wait() == 130
+    assert open_jobs(stack) == 0
+    assert commands_in(stack.home) == {}
+
+
+def test_a_server_that_is_down_is_named_before_anything_is_done(stack, sim, folder):
+    stack.configure(broker={"url": "redis://127.0.0.1:1/0"})
+    done = stack.cli("run", "summarize", "docs", code=1)
+    assert "broker.url: redis://127.0.0.1:1/0 does not answer" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_key_that_nobody_accepts_ends_the_run_with_that_reason(stack, sim, folder):
+    sim.faults(kind="401")
+    done = stack.cli("run", "summarize", "docs", code=1)
+    assert "AuthenticationFailed" in done.stderr.splitlines()[-1]
+    assert open_jobs(stack) == 0
+
+
+def test_what_a_killed_run_left_is_cancelled_and_not_paid_by_the_next(stack, sim):
+    stack.configure(worker={"drain_s": 0})
+    written(stack, 20)
+    sim.latency(2.0)
+    argv = ["run", "summarize", "docs", "--concurrency", "2"]
+    first = stack.start([sys.executable, "-m", "llmtasks", *argv], "run")
+    eventually(lambda: sim.stats()["in_flight"] > 0, "calls are under way")
+    first.kill()
+    eventually(lambda: commands_in(stack.home) == {}, "its worker has ended")
+    sim.latency(0.0)
+    asked = sim.stats()["requests"]
+
+    (stack.home / "other.txt").write_text("Another text, about something else.")
+    done = stack.cli("run", "summarize", "other.txt")
+    assert "a run that was killed left" in done.stderr
+    assert sim.stats()["requests"] == asked + 1
+    assert open_jobs(stack) == 0
+
+
+def test_a_second_interrupt_gives_up_the_calls_and_their_places(stack, sim):
+    written(stack, 3)
+    sim.latency(60.0)
+    run = stack.start([sys.executable, "-m", "llmtasks", "run", "summarize", "docs"], "run")
+    eventually(lambda: sim.stats()["in_flight"] > 0, "calls are under way")
+    run.signal(signal.SIGINT)
+    eventually(lambda: "Ctrl-C again" in run.output(), "the first one was heard")
+    run.signal(signal.SIGINT)
+    assert run.wait() == 130
+    assert commands_in(stack.home) == {}
+    assert open_jobs(stack) == 0
+    worker = stack.worker()  # keeps the server, so that it can be asked
+    (standing,) = stack.json("providers")
+    assert standing["in_flight"] == 0
+    worker.terminate()
+
+
+def test_what_was_paid_for_a_failed_job_is_shown_with_it(stack, sim, folder):
+    sim.faults(kind="refusal")
+    done = stack.cli("run", "extract", "docs", "--out", "failed.jsonl", code=1)
+    assert "5 failed: OutputRefused" in done.stderr
+    rows = lines((stack.home / "failed.jsonl").read_text())
+    assert all(row["usage"]["input_tokens"] > 0 for row in rows)
+    assert {row["provider"] for row in rows} == {"sim"}
+
+
+def test_results_that_find_no_place_are_said_to_be_stored(stack, sim, folder):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "llmtasks", "run", "summarize", "docs"],
+            env=stack.env,
+            cwd=stack.home,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    *_, stored, reason = done.stderr.splitlines()
+    assert stored.startswith("the results are stored: llmtasks results ")
+    assert "No space left" in reason
     assert "Traceback" not in done.stderr
+
+
+def open_jobs(stack: Stack) -> int:
+    with stack.database.read() as connection:
+        found: int = connection.execute(
+            sa.select(sa.func.count()).select_from(jobs).where(OPEN)
+        ).scalar_one()
+    return found
 
 
 @pytest.fixture

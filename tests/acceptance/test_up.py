@@ -76,11 +76,10 @@ def test_scripts_and_commands_elsewhere_find_it_and_sigterm_ends_all_of_it(stack
             print(json.dumps(process_document.delay("d", "summarize").get(timeout=60)["status"]))
             """
         ) == "completed"  # fmt: skip
-        batch = stack.submit("translate", "d", "-o", "target_language=es")
-        eventually(
-            lambda: stack.json("status", batch, code=None)["state"] == "completed", "it is done"
-        )
-        assert [row["state"] for row in stack.results(batch)] == ["completed"]
+        batch = stack.json("submit", "translate", "d", "--to", "es")["batch_id"]
+        assert "1 completed" in stack.cli("watch", batch).stdout
+        (line,) = stack.cli("results", batch).stdout.splitlines()
+        assert json.loads(line)["state"] == "completed"
     up.signal(signal.SIGTERM)
     assert up.wait() == 0
     assert left(stack) == []
@@ -94,7 +93,7 @@ def test_a_killed_worker_is_started_again_and_a_killed_up_leaves_nothing_behind(
     stack.documents(2)
     assert stack.finished(stack.submit("summarize", "--all"))["completed"] == 2
     up.kill()
-    eventually(lambda: left(stack) == [], f"nothing is left: {left(stack)}")
+    eventually(lambda: left(stack) == [], lambda: f"nothing is left: {left(stack)}")
 
 
 def test_asked_twice_it_does_not_wait_for_calls_in_flight(stack, sim):

@@ -79,14 +79,14 @@ def test_flower_asks_for_the_password_and_shows_a_retry_with_its_reason(stack, s
             return False
         return True
 
-    eventually(answers, f"Flower answers: {flower.output()}")
+    eventually(answers, lambda: f"Flower answers: {flower.output()}")
     for wrong in (None, "wrong"):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             get("/tasks", wrong)
 
     stack.worker(concurrency=2)
     stack.script(f"from llmtasks import add_document; add_document({PLANTED_TEXT!r}, 'd')")
-    sim.faults(kind="429", next=1, retry_after=8)
+    sim.faults(kind="429", next=1, retry_after=6)
     stack.script(
         """
         from llmtasks import process_document
@@ -111,7 +111,7 @@ def test_no_secret_and_no_document_text_leaves_its_place(make_stack, sim, own_va
     stack.configure(log={"level": "debug"})
     for number in range(6):
         (stack.home / f"doc-{number}.txt").write_text(f"{PLANTED_TEXT} number {number}.")
-        stack.json("documents", "add", f"doc-{number}.txt")
+        stack.inside("documents", "add", f"doc-{number}.txt")
     sim.faults(
         {"kind": "400", "match": "number 1"},
         {"kind": "bad_json", "match": "number 2"},

@@ -20,6 +20,14 @@ add_document("Somebody waits for this text.", "d")
 process_document.apply_async(("d", "summarize"), task_id="awaited")
 """
 
+#: A worker whose slots have one second after the drain to hand back their jobs.
+IMPATIENT = """
+from llmtasks.cli import main
+from workers import lifecycle
+lifecycle.GIVE_UP_S = 1.0
+main()
+"""
+
 GET = """
 import json
 from llmtasks.celery_app import app
@@ -52,7 +60,7 @@ def test_a_cancelled_running_job_ends_its_callers_wait(stack, sim):
     stack.worker()
     stack.script(SEND)
     eventually(lambda: sim.stats()["in_flight"] == 1, "the call is in flight")
-    stack.cli("cancel", "awaited")
+    stack.inside("cancel", "awaited")
     assert stack.script(GET) == "JobCancelled"
     # The call was given up, and is counted.
     eventually(lambda: sim.stats()["in_flight"] == 0, "the call was given up")
@@ -81,7 +89,7 @@ def test_a_job_revoked_through_celery_is_a_cancelled_job(stack, sim):
 
 def test_a_result_waits_for_a_redis_that_is_away(make_stack, sim, own_valkey):
     stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
-    sim.latency(3.0)
+    sim.latency(1.5)
     stack.worker()
     stack.script(SEND)
     eventually(lambda: sim.stats()["in_flight"] == 1, "the call is in flight")
@@ -108,7 +116,7 @@ def test_every_caller_is_answered_after_redis_was_lost_with_all_it_held(
             def send(n):
                 add_document(f"The text {n} of many.", f"d{n}")
                 return process_document.delay(f"d{n}", "summarize")
-            sent = [send(n) for n in range(10)]
+            sent = [send(n) for n in range(6)]
             print("sent", flush=True)
             assert sent[0].get(timeout=60)["status"] == "completed"
             print("first", flush=True)
@@ -124,13 +132,13 @@ def test_every_caller_is_answered_after_redis_was_lost_with_all_it_held(
     own_valkey.stop()
     eventually(lambda: "feed-failed" in worker.output(), "maintenance ran into the outage")
     own_valkey.start()
-    eventually(lambda: not program.running, f"it ended: {program.output()}", timeout=120.0)
+    eventually(lambda: not program.running, lambda: f"it ended: {program.output()}", timeout=120.0)
     assert program.output().split() == ["sent", "first", "all", "again"]
 
 
 def test_a_job_whose_workers_died_too_often_ends_its_callers_wait(stack, sim):
     sim.faults(kind="hang", rate=1.0)
-    stack.configure(delivery={"max_crashes": 1})
+    stack.configure(delivery={"max_crashes": 1, "lease_s": 2.0})
     worker = stack.worker()
     stack.script(SEND)
     eventually(lambda: sim.stats()["in_flight"] == 1, "the call is in flight")
@@ -157,11 +165,10 @@ def test_a_worker_stops_although_its_broker_hangs(make_stack, sim, own_valkey):
         broker=own_valkey,
         settings={"worker": {"drain_s": 1.0}},
     )
-    worker = stack.worker()
-    own_valkey.signal(signal.SIGSTOP)
+    worker = stack.worker(launcher=IMPATIENT)
+    own_valkey.signal(signal.SIGSTOP)  # its fixture kills it, which needs no SIGCONT
     worker.signal(signal.SIGTERM)
     worker.wait(60.0)
-    own_valkey.signal(signal.SIGCONT)
 
 
 def test_a_producer_that_forks_loses_nothing(stack):

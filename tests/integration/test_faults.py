@@ -7,6 +7,9 @@ import signal
 import pytest
 from support.stack import eventually, provider
 
+#: A shorter silence of a worker, for tests that wait for its end.
+SOON = {"delivery": {"lease_s": 2.0}}
+
 
 @pytest.fixture
 def stack(make_stack, sim):
@@ -20,31 +23,35 @@ def arrivals(sim) -> list[float]:
 def test_killed_workers_lose_nothing_and_repeat_only_what_was_in_flight(
     make_stack, sim, own_valkey
 ):
-    stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
-    sim.latency(0.4, jitter_s=0.2)
-    stack.documents(300)
-    batch = stack.submit("summarize", "--all")
+    stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey, settings=SOON)
+    sim.latency(4.0)  # until both victims are dead, so that they die with calls in flight
+    stack.documents(120)
     survivor = stack.worker(concurrency=10)
-    for _ in range(2):
-        victim = stack.worker(concurrency=20)
-        eventually(lambda: sim.stats()["in_flight"] > 10, "more in flight than the survivor holds")
+    victims = [stack.worker(concurrency=20) for _ in range(2)]
+    batch = stack.submit("summarize", "--all")
+    for victim, others_hold in zip(victims, (10 + 20, 10), strict=True):
+        eventually(
+            lambda held=others_hold: sim.stats()["in_flight"] > held, "the victim is at work, too"
+        )
         victim.kill()
     own_valkey.flush()
+    sim.latency(0.1)
     status = stack.finished(batch)
-    assert (status["state"], status["completed"]) == ("completed", 300)
+    assert (status["state"], status["completed"]) == ("completed", 120)
     rows = stack.results(batch)
-    assert len({row["job_id"] for row in rows}) == 300
-    assert sim.stats()["requests"] <= 300 + 2 * 20
+    assert len({row["job_id"] for row in rows}) == 120
+    assert 120 < sim.stats()["requests"] <= 120 + 2 * 20
     assert survivor.terminate() == 0
 
 
 def test_a_get_is_answered_after_a_takeover(stack, sim):
+    stack.configure(**SOON)
     sim.latency(3.0)
-    stack.script("from llmtasks import add_document; add_document('Taken over, a text.', 'd')")
     victim = stack.worker(concurrency=2)
     stack.script(
         """
-        from llmtasks import process_document
+        from llmtasks import add_document, process_document
+        add_document("Taken over, a text.", "d")
         process_document.apply_async(("d", "summarize"), task_id="taken")
         """
     )
@@ -62,24 +69,24 @@ def test_a_get_is_answered_after_a_takeover(stack, sim):
     assert (got["status"], got["job_id"]) == ("completed", "taken")
 
 
-@pytest.mark.parametrize(("seconds", "state"), [(3, "running"), (7, "waiting")])
-def test_nobody_calls_before_retry_after_and_no_attempt_is_spent(stack, sim, seconds, state):
-    """Shorter than park_after_s the job keeps its slot, longer it is parked; both obey."""
-    stack.documents(6)
+@pytest.mark.parametrize(("seconds", "parked"), [(2, False), (6, True)])
+def test_nobody_calls_before_retry_after_and_no_attempt_is_spent(stack, sim, seconds, parked):
+    """A short pause the job sits out in its slot, for one longer than 5 s it is parked; both obey."""
+    first, *others = stack.documents(6)
+    for _ in range(2):
+        stack.worker(concurrency=4)
     sim.faults(kind="429", next=1, retry_after=seconds)
-    batch = stack.submit("summarize", "--all")
-    stack.worker(concurrency=1)
+    refused = stack.submit("summarize", first)
     eventually(lambda: sim.stats()["by_status"].get("429"), "the provider has refused")
-    refused = max(line["at"] for line in sim.log())
-    if state == "waiting":
-        waiting = eventually(lambda: stack.status(batch)["reasons"], "a job is parked")
-        assert "RateLimitError" in next(iter(waiting))
-    stack.worker(concurrency=4)
-    status = stack.finished(batch)
-    assert status["completed"] == 6
-    later = [time for time in arrivals(sim) if time > refused]
-    assert min(later) - refused >= seconds - 0.05
-    assert [stack.job(row["job_id"]).attempts for row in stack.results(batch)] == [1] * 6
+    rest = stack.submit("summarize", *others)  # which both workers would begin at once
+    assert [stack.finished(batch)["completed"] for batch in (refused, rest)] == [1, 5]
+    (row,) = stack.results(refused)
+    assert (stack.job(row["job_id"]).deferrals > 0) == parked
+    refusal, *later = arrivals(sim)
+    assert len(later) == 6
+    assert min(later) - refusal >= seconds - 0.05
+    rows = [row, *stack.results(rest)]
+    assert [stack.job(row["job_id"]).attempts for row in rows] == [1] * 6
 
 
 def test_transient_errors_back_off_and_end_in_a_typed_error(make_stack, sim):
@@ -118,7 +125,7 @@ def test_an_answer_that_is_cut_or_refused_is_never_a_success(stack, sim, fault, 
     assert row["output"] is None
     # It was paid, and that is counted; it is in no cache, so a retry asks again.
     assert stack.status(batch)["usage"]["output_tokens"] > 0
-    stack.cli("retry", batch)
+    stack.inside("retry", batch)
     assert stack.finished(batch)["completed"] == 1
 
 
@@ -152,12 +159,14 @@ def test_a_hanging_call_does_not_outlive_the_drain(make_stack, sim):
 
 
 def test_a_stopped_worker_cannot_commit_what_was_taken_from_it(stack, sim):
+    stack.configure(**SOON)
     sim.latency(2.0)
     stack.documents(1)
     zombie = stack.worker(concurrency=1)
     batch = stack.submit("summarize", "--all")
     eventually(lambda: sim.stats()["in_flight"] == 1, "the call is in flight")
     zombie.signal(signal.SIGSTOP)
+    sim.latency(0.0)
     stack.worker(concurrency=1)
     assert stack.finished(batch)["completed"] == 1
     zombie.signal(signal.SIGCONT)
@@ -172,11 +181,11 @@ def test_cancel_stops_queued_and_running_jobs(stack, sim):
     batch = stack.submit("summarize", "--all")
     stack.worker(concurrency=2)
     eventually(lambda: sim.stats()["in_flight"] == 2, "two are in flight")
-    assert stack.json("cancel", batch)["jobs"] == 10
+    assert stack.json("cancel", batch, inside=True)["jobs"] == 10
     assert stack.status(batch)["state"] == "cancelled"
     eventually(lambda: sim.stats()["in_flight"] == 0, "calls in flight were given up")
     sim.latency(0.0)
-    stack.cli("retry", batch)
+    stack.inside("retry", batch)
     assert stack.finished(batch)["completed"] == 10
 
 
@@ -196,6 +205,7 @@ def test_without_redis_jobs_hold_and_go_on_by_themselves(make_stack, sim, own_va
 
 
 def test_a_poisonous_document_fails_after_three_dead_workers(stack, sim):
+    stack.configure(**SOON)
     sim.faults(kind="hang", rate=1.0)
     stack.documents(1)
     batch = stack.submit("summarize", "--all")

@@ -68,7 +68,6 @@ def test_a_group_gathers_its_results_and_is_a_batch(stack):
 
 
 def test_a_chord_calls_its_body_also_after_a_parked_header(stack, sim):
-    stack.configure(retry={"default_retry_after_s": 6.0})
     sim.faults(kind="429", next=1, retry_after=6)
     stack.worker()
     count = stack.script(
@@ -144,7 +143,8 @@ def test_broken_text_is_refused_by_name(stack):
     (stack.home / "broken.txt").write_bytes(b"\xff\xfe\x00caf\xe9")
     (stack.home / "blank.txt").write_text("  \n ")
     (stack.home / "good.txt").write_text("A good text.")
-    lines = stack.json("documents", "add", "broken.txt", "blank.txt", "good.txt", "no.txt", code=1)
+    files = ("broken.txt", "blank.txt", "good.txt", "no.txt")
+    lines = stack.json("documents", "add", *files, code=1, inside=True)
     assert [line["status"] for line in lines] == ["error", "error", "added", "error"]
     assert all(line["path"] in line["error"] for line in lines if line["error"])
 
@@ -204,7 +204,7 @@ def test_a_program_without_our_package_can_send_by_name(stack, sim):
     )
     assert got == "sent"
     eventually(
-        lambda: stack.cli("status", "by-name", "--json", code=None).returncode == 0,
+        lambda: stack.inside("status", "by-name", code=None).returncode == 0,
         "the row was inserted",
     )
     assert stack.finished("by-name")["completed"] == 1

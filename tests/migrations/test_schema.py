@@ -15,7 +15,7 @@ from support.rows import at_once, claimed, new_result
 from llmtasks.jobs import JobState
 from llmtasks.store import jobs, outbox, schema
 from llmtasks.store.engine import Database
-from llmtasks.store.tables import metadata
+from llmtasks.store.indexes import metadata
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -2,14 +2,18 @@
 
 Everything is real and its own: a Valkey on a socket of its own, a database of its own, workers as processes
 that are ended by their pid. Programs of a user run as processes too, so that nothing is shared by accident.
+Commands do where a test is about them (`cli`, `json`); those that only prepare or look run inside the test's
+process (`inside`), which saves the second that an interpreter and its imports take.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +22,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
+import pytest
 import redis
 import sqlalchemy as sa
 
+from llmtasks import settings as configuration
+from llmtasks.cli import main
 from llmtasks.cli.output import status_json
 from llmtasks.jobs import Job
-from llmtasks.settings import load
 from llmtasks.store import batches, jobs
-from llmtasks.store.engine import Database, open_database
+from llmtasks.store import process as own_process
+from llmtasks.store.engine import SQLITE_FILE, Database, open_database
 from llmtasks.store.tables import provider_calls
 
 ROOT = Path(__file__).parents[2]
@@ -42,13 +50,17 @@ def is_own(variable: str) -> bool:
     return variable.startswith("LLMTASKS_") or variable.endswith(("_API_KEY", "_BASE_URL"))
 
 
-def eventually(condition: Callable[[], T], what: str, timeout: float = PATIENCE_S) -> T:
-    """Wait until the condition holds; its value."""
+def eventually(
+    condition: Callable[[], T], what: str | Callable[[], str], timeout: float = PATIENCE_S
+) -> T:
+    """Wait until the condition holds; its value. `what` may be made when it is needed: at the end."""
     deadline = time.monotonic() + timeout
     while True:
         if value := condition():
             return value
-        assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
+        if time.monotonic() > deadline:
+            told = what if isinstance(what, str) else what()
+            raise AssertionError(f"not within {timeout:.0f} s: {told}")
         time.sleep(0.05)
 
 
@@ -123,7 +135,8 @@ class Stack:
             self._settings[section] = {**self._settings.get(section, {}), **values}
         self._providers = list(providers)
         self._processes: list[Process] = []
-        self._ending = contextlib.ExitStack()
+        #: What a test starts beside, ended whatever becomes of the test.
+        self.ending = contextlib.ExitStack()
         self.config = home / "llmtasks.toml"
         self.config.write_text(_toml(self._settings, self._providers))
         self.env = {
@@ -134,15 +147,24 @@ class Stack:
             "SIMULATOR_KEY": "sk-simulated-0123456789",
         }
 
+    def give_database(self, migrated: Path) -> None:
+        """Put a migrated SQLite file where the first process would make one, which takes it longer."""
+        data = self.home / "data"
+        data.mkdir(mode=0o700)
+        shutil.copy(migrated, data / SQLITE_FILE)
+
     def configure(self, **sections: Mapping[str, Any]) -> None:
         """Change settings for processes started from now on."""
         for section, values in sections.items():
             self._settings[section] = {**self._settings.get(section, {}), **values}
         self.config.write_text(_toml(self._settings, self._providers))
 
-    def worker(self, *, concurrency: int = 8, queues: str | None = None) -> Process:
-        """Start `llmtasks worker` and wait until it takes jobs."""
-        argv = [sys.executable, "-m", "llmtasks", "worker", "--concurrency", str(concurrency)]
+    def worker(
+        self, *, concurrency: int = 8, queues: str | None = None, launcher: str | None = None
+    ) -> Process:
+        """Start `llmtasks worker` and wait until it takes jobs; a launcher is Python that calls `main`."""
+        python = [sys.executable, *(("-c", launcher) if launcher else ("-m", "llmtasks"))]
+        argv = [*python, "worker", "--concurrency", str(concurrency)]
         process = self.start([*argv, *(["--queues", queues] if queues else [])], "worker")
         eventually(
             lambda: "worker-ready" in process.output() or not process.running,
@@ -174,9 +196,29 @@ class Stack:
         assert code is None or done.returncode == code, done.stdout + done.stderr
         return done
 
-    def json(self, *argv: str, code: int | None = 0) -> Any:
+    def inside(self, *argv: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """`cli` in the test's own process, which need not start."""
+        stdout, stderr = (
+            io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)
+        )
+        with contextlib.ExitStack() as there:
+            there.enter_context(mock.patch.dict(os.environ, self.env, clear=True))
+            there.enter_context(mock.patch.object(sys, "argv", ["llmtasks", *argv]))
+            there.enter_context(contextlib.chdir(self.home))
+            there.enter_context(contextlib.redirect_stdout(stdout))
+            there.enter_context(contextlib.redirect_stderr(stderr))
+            _forget_configuration()
+            there.callback(_forget_configuration)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        printed, complained = (text.buffer.getvalue().decode() for text in (stdout, stderr))
+        assert code is None or ended.value.code == code, printed + complained
+        return subprocess.CompletedProcess(argv, ended.value.code, printed, complained)
+
+    def json(self, *argv: str, code: int | None = 0, inside: bool = False) -> Any:
         """Run a command with `--json`; what it printed."""
-        return json.loads(self.cli(*argv, "--json", code=code).stdout)
+        run = self.inside if inside else self.cli
+        return json.loads(run(*argv, "--json", code=code).stdout)
 
     def script(self, source: str, *argv: str) -> Any:
         """Run a user's program; the JSON it printed last, None when it printed nothing."""
@@ -204,8 +246,8 @@ class Stack:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._ending.callback(program.__exit__, None, None, None)
-        self._ending.callback(program.kill)
+        self.ending.callback(program.__exit__, None, None, None)
+        self.ending.callback(program.kill)
 
         def ask(line: str) -> str:
             assert program.stdin is not None
@@ -226,19 +268,19 @@ class Stack:
                 words // 5
             )
             (folder / f"{name}.txt").write_text(body)
-        added = self.json("documents", "add", str(folder))
+        added = self.json("documents", "add", str(folder), inside=True)
         assert {line["status"] for line in added} <= {"added", "exists"}, added[:3]
         return [line["document_id"] for line in added]
 
     def submit(self, task: str, *argv: str) -> str:
         """Submit a batch; its id."""
-        batch_id: str = self.json("submit", task, *argv)["batch_id"]
+        batch_id: str = self.json("submit", task, *argv, inside=True)["batch_id"]
         return batch_id
 
     @functools.cached_property
     def database(self) -> Database:
         """The installation's database, opened by the test: cheaper to ask often than a command."""
-        return open_database(load(self.env, self.home))
+        return open_database(configuration.load(self.env, self.home))
 
     def status(self, batch_id: str) -> dict[str, Any]:
         """What `llmtasks status --json` prints."""
@@ -253,7 +295,7 @@ class Stack:
             status = self.status(batch_id)
             return None if status["state"] == "running" else status
 
-        return eventually(ended, f"batch {batch_id} has ended: {self.status(batch_id)}", timeout)
+        return eventually(ended, lambda: f"it has ended: {self.status(batch_id)}", timeout)
 
     def job(self, job_id: str) -> Job:
         """A job as its row says."""
@@ -272,7 +314,7 @@ class Stack:
 
     def results(self, batch_id: str) -> list[dict[str, Any]]:
         """What `llmtasks results --format jsonl` prints."""
-        done = self.cli("results", batch_id, "--format", "jsonl", code=None)
+        done = self.inside("results", batch_id, "--format", "jsonl", code=None)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def messages(self) -> str:
@@ -284,11 +326,19 @@ class Stack:
             )
 
     def close(self) -> None:
-        self._ending.close()
+        self.ending.close()
         for process in self._processes:
             process.end()
         if "database" in vars(self):
             self.database.close()
+
+
+def _forget_configuration() -> None:
+    """What a process remembers of the installation it works in."""
+    own_process._close()
+    own_process.database.cache_clear()
+    configuration.current.cache_clear()
+    configuration.current_origin.cache_clear()
 
 
 def _content(client: redis.Redis, key: bytes) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,6 @@ from llmtasks.planning import Plan, plan
 from llmtasks.settings import Provider, Settings, Task
 from llmtasks.store.documents import NewDocument
 from llmtasks.store.engine import Database
-from llmtasks.store.schema import upgrade
 from llmtasks.task_types import Document
 from llmtasks.text.tokens import request_tokens
 
@@ -32,10 +33,10 @@ def planned(*providers: Provider, task: str = "summarize", **options: object) ->
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Database:
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
-    upgrade(url)
-    return Database(url)
+def empty(tmp_path: Path, sqlite_file: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{shutil.copy(sqlite_file, tmp_path / 'jobs.sqlite3')}")
+    yield database
+    database.close()
 
 
 def estimated(db: Database, asked: Plan, *documents: NewDocument) -> estimates.Estimate:
@@ -108,30 +109,55 @@ def test_a_document_that_fits_no_provider_is_named_with_its_reason(empty: Databa
     assert "context window 800" in found.unfit["long"]
 
 
-def test_calls_are_split_by_weight_and_a_standby_gets_none(empty: Database) -> None:
-    def weighted(name: str, weight: float) -> Provider:
-        return Provider(
-            name=name, kind="openai", model="gpt-4o-mini", api_key_env="K", weight=weight
-        )
-
-    asked = planned(weighted("a", 3.0), weighted("b", 1.0), weighted("standby", 0.0))
-    found = estimated(empty, asked, *(document(f"d{n}", f"Text number {n}.") for n in range(8)))
-    assert {share.provider: share.calls for share in found.shares} == {"a": 6.0, "b": 2.0}
-
-
-def test_the_slowest_limit_says_how_long_it_takes(empty: Database) -> None:
-    slow = Provider(
-        name="slow",
-        kind="openai",
-        model="gpt-4o-mini",
-        api_key_env="K",
-        requests_per_minute=30,
-        tokens_per_minute=1_000_000,
+def weighted(name: str, weight: float, **limits: float) -> Provider:
+    return Provider(
+        name=name, kind="openai", model="gpt-4o-mini", api_key_env="K", weight=weight, **limits
     )
-    found = estimated(
-        empty, planned(slow), *(document(f"d{n}", f"Text number {n}.") for n in range(10))
-    )
-    assert found.seconds == pytest.approx(20.0)
+
+
+def split(db: Database, *providers: Provider, count: int = 8) -> dict[str, float]:
+    documents = (document(f"d{n}", f"Text number {n}.") for n in range(count))
+    found = estimated(db, planned(*providers), *documents)
+    return {share.provider: share.calls for share in found.shares}
+
+
+def test_without_limits_calls_are_split_by_weight_and_a_standby_gets_none(empty: Database) -> None:
+    providers = weighted("a", 3.0), weighted("b", 1.0), weighted("standby", 0.0)
+    assert split(empty, *providers) == {"a": 6.0, "b": 2.0}
+
+
+def test_within_limits_everybody_is_as_busy_as_its_own_allow(empty: Database) -> None:
+    slow = weighted("slow", 1.0, requests_per_minute=10)
+    fast = weighted("fast", 1.0, requests_per_minute=70)
+    assert split(empty, slow, fast) == pytest.approx({"slow": 1.0, "fast": 7.0})
+
+
+def test_the_limits_together_say_how_long_it_takes_at_the_least(empty: Database) -> None:
+    documents = [document(f"d{n}", f"Text number {n}.") for n in range(10)]
+    slow = weighted("slow", 1.0, requests_per_minute=30, tokens_per_minute=1_000_000)
+    assert estimated(empty, planned(slow), *documents).seconds == pytest.approx(20.0)
+    twice = weighted("twice", 1.0, requests_per_minute=30)
+    assert estimated(empty, planned(slow, twice), *documents).seconds == pytest.approx(10.0)
+    assert estimated(empty, planned(slow, weighted("any", 1.0)), *documents).seconds is None
+
+
+def test_the_longest_answers_are_priced_at_the_dearest_provider(empty: Database) -> None:
+    dear = Provider(name="dear", kind="openai", model="gpt-4o", api_key_env="K")
+    alone = estimated(empty, planned(dear), document("a"))
+    both = estimated(empty, planned(MINI, dear), document("a"))
+    assert both.most_cost_usd == alone.most_cost_usd
+    assert both.cost_usd is not None
+    assert alone.cost_usd is not None
+    assert both.cost_usd < alone.cost_usd < both.most_cost_usd
+
+
+def test_a_task_type_that_asks_in_its_own_way_has_no_known_cost(
+    empty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = task_types.get("summarize")
+    monkeypatch.setattr(type(kind), "run", lambda *_: "own way", raising=False)
+    found = estimated(empty, planned(MINI), document("a"))
+    assert (found.foreseen, found.calls, found.cost_usd) == (False, 1, None)
 
 
 @given(
