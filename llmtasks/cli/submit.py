@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -57,9 +58,9 @@ def submit(
     if as_json:
         print_json({"batch_id": batch.batch_id, "jobs": batch.jobs})
     else:
-        print(
-            f"{batch.batch_id}  {counted(batch.jobs, 'job')}; see: llmtasks watch {batch.batch_id}"
-        )
+        print(batch.batch_id)
+        said = f"{counted(batch.jobs, 'job')}; see: llmtasks watch {batch.batch_id}"
+        print(said, file=sys.stderr)
 
 
 def _chosen(

@@ -10,6 +10,7 @@ import io
 import posixpath
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -39,6 +40,10 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 #: PDFium's signs for a hyphen at the end of a line, after which it joins the word.
 _HYPHENS = re.compile("[\x02\ufffe]")
 #: Legal in XHTML, and the start of an endless script in HTML.
+#: Elements whose end a page may leave to its reader, and such as are often left open.
+_OPEN_ENDED = r"(li|p|tr|td|th|dt|dd|thead|tbody|tfoot|option|b|i|em|strong|font|a|span)"
+_OPENED = re.compile(rf"<{_OPEN_ENDED}(?=[\s>])(?![^>]*/>)", re.IGNORECASE)
+_CLOSED = re.compile(rf"</{_OPEN_ENDED}(?=[\s>])", re.IGNORECASE)
 _SELF_CLOSED = re.compile(r"<(script|style|title|textarea|iframe)\b([^<>]*)/>", re.IGNORECASE)
 _PDF_PASSWORD_ERROR = 4
 
@@ -187,7 +192,7 @@ def _chapters(archive: zipfile.ZipFile) -> list[str]:
         locked = _elements(archive, "META-INF/encryption.xml", "cipherreference")
         if {unquote(one.get("uri", "")) for one in locked} & set(names):
             raise InvalidDocument("is encrypted (DRM)")
-    return names
+    return list(dict.fromkeys(names))  # one file may be named once for each of its sections
 
 
 def _elements(archive: zipfile.ZipFile, name: str, tag: str) -> list[dict[str, str]]:
@@ -213,7 +218,17 @@ def _soup(page: str) -> BeautifulSoup:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)
-        return BeautifulSoup(page, "html.parser")
+        return BeautifulSoup(page, "html5lib" if _omits_ends(page) else "html.parser")
+
+
+def _omits_ends(page: str) -> bool:
+    """Whether the page leaves out end tags that HTML lets it leave out, or forgot some.
+
+    Only html5lib knows where those elements end; it takes several times as long, so only where it has to.
+    """
+    opened = Counter(tag.lower() for tag in _OPENED.findall(page))
+    closed = Counter(tag.lower() for tag in _CLOSED.findall(page))
+    return any(opened[tag] > closed[tag] for tag in opened)
 
 
 def _markdown(page: str) -> str:

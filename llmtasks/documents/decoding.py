@@ -56,6 +56,13 @@ _DECLARED = re.compile(
 _BROWSERS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8", "gb2312": "gb18030"}
 
 
+#: The sequences by which ISO-2022-JP changes its character set.
+_SWITCH = re.compile(rb"\x1b\$[@B]|\x1b\([BJ]")
+#: Bytes that were no UTF-8, and characters that were, of several bytes.
+_ESCAPED = re.compile("[\udc80-\udcff]")
+_BEYOND_ASCII = re.compile("[\x80-\ud7ff\ue000-\U0010ffff]")
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """A text without byte order mark, and the name of its encoding."""
@@ -76,10 +83,12 @@ def decode(data: bytes) -> Decoded:
     if marked is not None:
         return marked
     if b"\0" not in data and not data.startswith(b"%PDF-"):  # which may be ASCII all through
+        if _SWITCH.search(data):  # ASCII by its bytes, and not by its meaning
+            return _escaped(data)
         try:
             return Decoded(data.decode(), "utf-8")
-        except UnicodeDecodeError:
-            pass
+        except UnicodeDecodeError as error:
+            _refuse_broken(data, error)
     kind = looks_like(data)
     if kind is not None:
         raise InvalidDocument(f"looks like {kind}, not like text")
@@ -120,6 +129,28 @@ def _marked(data: bytes) -> Decoded | None:
                     f" byte {len(mark) + error.start}"
                 ) from None
     return None
+
+
+def _escaped(data: bytes) -> Decoded:
+    try:
+        return Decoded(data.decode("iso2022_jp_2"), "iso-2022-jp")
+    except UnicodeDecodeError as error:
+        raise InvalidDocument(f"is broken ISO-2022-JP at byte {error.start}") from None
+
+
+def _refuse_broken(data: bytes, error: UnicodeDecodeError) -> None:
+    """UTF-8 with a bad byte in it is no other encoding: as one it would be read, to nonsense.
+
+    Sequences of several bytes that UTF-8 allows hardly come about by chance.
+    """
+    told = data.decode("utf-8", "surrogateescape")
+    bad = len(_ESCAPED.findall(told))
+    whole = len(_BEYOND_ASCII.findall(told))
+    if whole >= max(bad, 2):
+        raise InvalidDocument(
+            f"is UTF-8 that is broken at byte {error.start}"
+            + (f", and at {bad - 1} more" if bad > 1 else "")
+        )
 
 
 def _with_nuls(data: bytes) -> Decoded:

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from llmtasks.jobs import JobState
 from llmtasks.messages import Usage
@@ -148,7 +148,8 @@ def of_jobs(db: Database, job_ids: Sequence[str]) -> dict[str, ResultRow]:
     """The rows of these jobs, as they are now. At most PAGE ids at once."""
     with db.read() as connection:
         found = connection.execute(_ROWS.where(jobs.c.job_id.in_(job_ids))).all()
-    return {row.job_id: _result_row(row) for row in found}
+        priced = _priced(connection, found)
+    return {row.job_id: row for row in priced}
 
 
 def _one(db: Database, which: ColumnElement[bool], name: str) -> Result | None:
@@ -206,13 +207,21 @@ def _pages(db: Database, which: ColumnElement[bool]) -> Iterator[ResultRow]:
     while True:
         with db.read() as connection:
             page = connection.execute(query, {"after": after}).all()
-            failed = [row.job_id for row in page if row.state == JobState.FAILED]
-            spent = spent_by(connection, failed)
-        for row in page:
-            yield _failed_row(row, spent) if row.state == JobState.FAILED else _result_row(row)
+            priced = _priced(connection, page)
+        yield from priced
         if len(page) < PAGE:
             return
         after = page[-1].seq
+
+
+def _priced(connection: Connection, found: Sequence[Row[*tuple[Any, ...]]]) -> list[ResultRow]:
+    """The rows, those of failed jobs with what was paid for them."""
+    failed = [row.job_id for row in found if row.state == JobState.FAILED]
+    spent = spent_by(connection, failed)
+    return [
+        _failed_row(row, spent) if row.state == JobState.FAILED else _result_row(row)
+        for row in found
+    ]
 
 
 def _failed_row(row: Row[*tuple[Any, ...]], spent: Mapping[str, Spent]) -> ResultRow:

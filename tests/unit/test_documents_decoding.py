@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmtasks.documents.decoding import decode, decode_html, lines
+from llmtasks.documents.decoding import Decoded, decode, decode_html, lines
 from llmtasks.errors import InvalidDocument
 
 MARKS = {
@@ -101,3 +101,14 @@ def test_a_mark_outweighs_what_a_page_declares():
 
 def test_every_line_end_becomes_one_character():
     assert lines("a\r\nb\rc\nd\r\r\n") == "a\nb\nc\nd\n\n"
+
+
+@pytest.mark.parametrize("bad", [b" \xff end", b" \xe9 end", "\u20ac".encode()[:2]])
+def test_one_bad_byte_makes_utf8_no_other_encoding(bad):
+    with pytest.raises(InvalidDocument, match="is UTF-8 that is broken at byte"):
+        decode("the \u201cnew\u201d price \u2013 5 \u20ac, na\u00efve ".encode() + bad)
+
+
+def test_seven_bit_japanese_is_read_and_not_taken_for_ascii():
+    text = "\u6e2f\u306e\u5831\u544a and ASCII"
+    assert decode(text.encode("iso2022_jp")) == Decoded(text, "iso-2022-jp")

@@ -121,8 +121,9 @@ def test_a_converter_that_cannot_be_started_is_no_documents_fault_and_is_tried_a
 def test_a_file_whose_converter_cannot_be_started_is_one_error_and_the_rest_is_read(tmp_path):
     (tmp_path / "a.pdf").write_bytes(pdf(["One."]))
     (tmp_path / "b.txt").write_text("Two.")
-    with descriptors_left(2):
-        got = list(read_found(find([str(tmp_path)]), LIMIT))
+    found = list(find([str(tmp_path)]))
+    with descriptors_left(2):  # enough to read a file, not to start a process
+        got = list(read_found(found, LIMIT))
     failed, (_, text) = got
     assert isinstance(failed, FileError)
     assert failed.message == (
