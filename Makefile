@@ -47,7 +47,7 @@ check: lint types layers test package  ## All that CI runs
 docs: $(VENV)/ready  ## docs/configuration.md, made of the settings
 	$(BIN)/python docs/configuration.py
 
-bench: $(VENV)/ready  ## Measurements; asserts no time
+bench: $(VENV)/ready  ## Measurements in their short form; asserts no time
 	$(BIN)/python -m pytest tests/benchmarks -m bench -s
 
 clean:  ## Remove what the targets made

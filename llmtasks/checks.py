@@ -172,6 +172,7 @@ def _misfits(
     """The limits that the request can never fit into, by admission's own rule."""
     claim = Claim(
         attempt_id="",
+        waiter="",
         key=None,
         input_tokens=input_tokens,
         output_tokens=request.max_output_tokens,

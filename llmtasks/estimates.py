@@ -194,6 +194,7 @@ class Estimator:
 def _claim(request: Request, tokens: Mapping[str, int]) -> Claim:
     return Claim(
         attempt_id="",
+        waiter="",
         key=None,
         providers=tuple(tokens),
         input_tokens=max(tokens.values()),

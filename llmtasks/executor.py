@@ -468,8 +468,11 @@ class _Context:
             key=key,
             shared=run.settings.is_shared(self.temperature),
             fresh=run.job.fresh,
+            tenant=run.job.tenant,
+            priority=run.job.priority,
             providers=tuple(provider.name for provider in self._asked.providers),
             input_tokens=max(self._asked.input_tokens(request).values()),
+            exact=self._asked.exact,
             accept=accept,
         )
         recorded = len(run.journal.calls)

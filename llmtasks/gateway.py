@@ -1,8 +1,9 @@
-"""One model call, in plain steps: look up / admit -> call -> settle.
+"""One model call, in plain steps: look up / follow / admit -> call -> settle.
 
-Every wait of a call happens here or not at all: short ones (behind others, a block of a few seconds, a
-backoff) in place, because the slot is the back pressure; longer blocks leave as `NotNow`, and the executor
-parks the job. The SDKs do not retry; `retry.decide` is the one owner.
+Every wait of a call happens here or not at all: most of them (behind others, for the answer to the same
+question of somebody else, a block of a few seconds, a backoff) in place, because the slot is the back
+pressure; longer blocks leave as `NotNow`, and the executor parks the job. The SDKs do not retry;
+`retry.decide` is the one owner.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from llmtasks.admission import (
     CONFIRM_ABOVE_S,
     Abandoned,
     Admission,
+    Bell,
     Claim,
     Decision,
     Disabled,
     Failed,
+    Follow,
     GivenUp,
     Go,
     Hit,
@@ -66,9 +69,11 @@ LATE_S = 1.0
 class Question:
     """A request with what its admission needs.
 
-    `key` names exactly this question; only a `shared` one is looked up and kept in the fleet's cache;
-    `fresh` asks again although the answer is known. `accept` makes the output of an answer's text, or
-    raises an `OutputError`: only an accepted answer counts and is kept. It runs on the job's own thread.
+    `key` names exactly this question; only a `shared` one is looked up and kept in the fleet's cache, and
+    asked by one at a time in the fleet; `fresh` asks again although the answer is known. `tenant` and
+    `priority` are its job's. `exact`: its tokens are counted, not estimated. `accept` makes the output of
+    an answer's text, or raises an `OutputError`: only an accepted answer counts and is kept. It runs on the
+    job's own thread.
     """
 
     request: Request
@@ -76,6 +81,9 @@ class Question:
     shared: bool
     providers: tuple[str, ...]
     input_tokens: int
+    exact: bool
+    tenant: str
+    priority: int
     fresh: bool = False
     accept: Callable[[str], Any] = str
 
@@ -126,6 +134,11 @@ class _Failure:
     error: LLMTasksError
 
 
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    """A grant came that could not be used, and was given back; ask anew at once."""
+
+
 class Gateway:
     """Asks questions on behalf of the jobs of one process. Lives on the loop.
 
@@ -156,6 +169,7 @@ class Gateway:
     def stop(self) -> None:
         """Let calls in flight finish and send every waiting question away with `NotNow`."""
         self._stopping.set()
+        self._admission.wakes.ring_all()
 
     async def aclose(self) -> None:
         """Close the providers' connections."""
@@ -169,29 +183,55 @@ class Gateway:
             NotNow: A block longer than `park_after_s`, or this process is stopping.
             LLMTasksError: What `retry.decide` called final.
         """
+        wakes = self._admission.wakes
+        waiter = wakes.new_waiter()
+        follows = (question.key,) if question.shared and not question.fresh else ()
+        failed = False
+        with wakes.bell(waiter, *follows) as bell:
+            try:
+                return await self._ask(question, journal, waiter, bell)
+            except NotNow:
+                raise
+            except Exception:
+                failed = True
+                raise
+            finally:
+                await self._leave(waiter, failed=failed)
+
+    async def _ask(self, question: Question, journal: Journal, waiter: str, bell: Bell) -> Answer:
         tried: tuple[str, ...] = ()
         last: LLMTasksError | None = None
+        returned = False
         while True:
+            bell.clear()
+            claim = _claim(question, waiter, tried, returned=returned)
             async with self._calls:
-                outcome = await self._once(question, journal, tried)
+                outcome = await self._once(question, journal, claim)
             match outcome:
                 case Answer():
                     if question.shared and not question.fresh:
                         metrics.cache_hits.labels("hit" if outcome.cached else "miss").inc()
                     return outcome
                 case Wait():
-                    await self._hold(outcome, journal, last)
+                    await self._hold(outcome, journal, last, bell)
                     last = None  # a later wait has another reason
+                case Follow(delay):
+                    await self._await_ring(bell, delay)
+                    last = None
+                case _Returned():
+                    await self._await_ring(bell, 0.0)
+                    returned = True
                 case _Failure(provider, failure):
                     tried, last = (*tried, provider), failure
+                    returned = isinstance(failure, RateLimitError)
                     await self._after(failure, journal)
 
     async def _once(
-        self, question: Question, journal: Journal, tried: tuple[str, ...]
-    ) -> Answer | Wait | _Failure:
+        self, question: Question, journal: Journal, claim: Claim
+    ) -> Answer | Wait | Follow | _Returned | _Failure:
         """Admit, and call when granted. One turn of the loop, never more than one call."""
         try:
-            decision = await self._admit(_claim(question, tried))
+            decision = await self._admit(claim)
         except AdmissionUnavailable as error:
             return _Failure("", error)
         match decision:
@@ -199,7 +239,7 @@ class Gateway:
                 return Answer(
                     completion, await _accepted(completion, question, journal), cached=True
                 )
-            case Wait():
+            case Wait() | Follow():
                 return decision
             case Go():
                 return await self._granted(decision, question, journal)
@@ -218,33 +258,31 @@ class Gateway:
 
     async def _granted(
         self, go: Go, question: Question, journal: Journal
-    ) -> Answer | Wait | _Failure:
+    ) -> Answer | _Returned | _Failure:
         """Wait for the grant's slot, then call."""
         try:
-            blocked = await self._slot(go)
+            usable = await self._slot(go)
         except BaseException:
             await self._give_back(go)
             raise
-        if blocked is not None:
+        if not usable:
             await self._give_back(go)
-            return blocked
+            return _Returned()
         return await self._call(go, question, journal)
 
-    async def _slot(self, go: Go) -> Wait | None:
-        """Sleep until the grant's time; None when the call may go out now."""
+    async def _slot(self, go: Go) -> bool:
+        """Sleep until the grant's time; whether the call may go out now."""
         due = time.monotonic() + go.delay
         if await self._stopped_within(go.delay):
             raise NotNow("the worker is stopping")
         if time.monotonic() - due > LATE_S:
-            return Wait(delay=0.0, reason="missed its slot", blocked=False)
-        if go.delay > CONFIRM_ABOVE_S:
-            try:
-                closed = await self._admission.confirm(go)
-            except AdmissionUnavailable:
-                closed = 0.0  # the grant was given: outstanding ones drain
-            if closed > 0:
-                return Wait(delay=0.0, reason=f"{go.provider}: blocked", blocked=False)
-        return None
+            return False
+        if go.delay <= CONFIRM_ABOVE_S:
+            return True
+        try:
+            return await self._admission.confirm(go) <= 0
+        except AdmissionUnavailable:
+            return True  # the grant was given: outstanding ones drain
 
     async def _call(self, go: Go, question: Question, journal: Journal) -> Answer | _Failure:
         """The call itself, its bookkeeping, and its settlement, whatever happens."""
@@ -314,13 +352,22 @@ class Gateway:
                 journal.on_wait(describe(error), delay)
                 await self._pause(delay)
 
-    async def _hold(self, wait: Wait, journal: Journal, last: LLMTasksError | None) -> None:
+    async def _hold(
+        self, wait: Wait, journal: Journal, last: LLMTasksError | None, bell: Bell
+    ) -> None:
         """Sit out a wait: behind others as long as it takes, a block only when it is short."""
         if wait.blocked:
             if wait.delay > self._park_after_s:
                 raise NotNow(wait.reason, delay=wait.delay) from last
             journal.on_wait(wait.reason if last is None else describe(last), wait.delay)
-        await self._pause(wait.delay)
+        await self._await_ring(bell, wait.delay)
+
+    async def _await_ring(self, bell: Bell, delay: float) -> None:
+        """Wait to be woken, `delay` seconds at the longest."""
+        if not self._stopping.is_set():
+            await bell.rings_within(delay)
+        if self._stopping.is_set():
+            raise NotNow("the worker is stopping")
 
     async def _pause(self, delay: float) -> None:
         if await self._stopped_within(delay):
@@ -337,6 +384,11 @@ class Gateway:
             return False
         return True
 
+    async def _leave(self, waiter: str, *, failed: bool) -> None:
+        """Let others go on at once, also while being cancelled. Without Redis their own timers do."""
+        with contextlib.suppress(AdmissionUnavailable):
+            await asyncio.shield(self._admission.leave(waiter, failed=failed))
+
     async def _give_back(self, go: Go) -> None:
         await self._settle(go, Abandoned())
 
@@ -350,11 +402,16 @@ class Gateway:
             logs.warning(_log, "unsettled", provider=go.provider, why=describe(error))
 
 
-def _claim(question: Question, tried: tuple[str, ...]) -> Claim:
+def _claim(question: Question, waiter: str, tried: tuple[str, ...], *, returned: bool) -> Claim:
     return Claim(
         attempt_id=uuid.uuid4().hex,
+        waiter=waiter,
         key=question.key if question.shared else None,
         fresh=question.fresh,
+        tenant=question.tenant,
+        priority=question.priority,
+        returned=returned,
+        exact=question.exact,
         input_tokens=question.input_tokens,
         output_tokens=question.request.max_output_tokens,
         providers=question.providers,

@@ -27,6 +27,17 @@ cache_hits = Counter(
 )
 calls = Counter("llm_calls", "Model calls by how they ended.", ["provider", "model", "outcome"])
 jobs = Counter("llm_jobs", "Runs of jobs by how they ended.", ["task_type", "state"])
+provider_limit = Gauge(
+    "llm_provider_effective_limit_ratio",
+    "Share of a provider's configured limits that is used.",
+    ["provider"],
+)
+provider_waiting = Gauge("llm_provider_waiting", "Calls in a provider's line.", ["provider"])
+provider_state = Gauge(
+    "llm_provider_state",
+    "1 for the state that a provider is in, 0 for the others.",
+    ["provider", "state"],
+)
 
 for _result in ("hit", "miss"):  # a rate over a counter that does not exist yet is no zero
     cache_hits.labels(_result)

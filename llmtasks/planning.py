@@ -47,6 +47,12 @@ class Plan:
         """What may answer, as the keys name it."""
         return [(p.kind, p.model, p.base_url) for p in self.providers]
 
+    @property
+    def exact(self) -> bool:
+        """Whether a question's tokens are counted, not estimated: all models have one known vocabulary."""
+        encodings = {encoding_of(provider.model) for provider in self.providers}
+        return len(encodings) == 1 and None not in encodings
+
     def answer_key(self, tenant: str, content_hash: str) -> str | None:
         """The name of the whole question about a document; None where answers are not to be shared."""
         if not self.shared:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmtasks import logs
-from llmtasks.admission import Admission
+from llmtasks import logs, metrics
+from llmtasks.admission import Admission, ProviderState
 from llmtasks.celery_app import app, depth, send
 from llmtasks.errors import AdmissionUnavailable, LLMTasksError
 from llmtasks.executor import Executor
@@ -151,6 +151,8 @@ class Maintenance:
             search = time.monotonic() - searched >= FORGOTTEN_S
             searched = time.monotonic() if search else searched
             self._try("wake", lambda: feed.wake_due(self._db, CHUNK))
+            if search:
+                self._try("observe", self.observe)
             for task_type in self._task_types:
                 self._try(task_type, functools.partial(self.feed, task_type))
                 self._try(task_type, functools.partial(self.tell, task_type))
@@ -169,6 +171,14 @@ class Maintenance:
         if trouble and trouble != self._troubles.get(what):
             logs.warning(_log, "feed-failed", what=what, why=trouble)
         self._troubles[what] = trouble
+
+    def observe(self) -> None:
+        """Show how the providers stand, as the whole fleet sees them."""
+        for status in self._loop.run(self._fleet.status(), timeout=10.0):
+            metrics.provider_limit.labels(status.name).set(status.effective_ratio)
+            metrics.provider_waiting.labels(status.name).set(status.waiting)
+            for state in ProviderState:
+                metrics.provider_state.labels(status.name, state).set(state == status.state)
 
     def tell(self, task_type: str) -> int:
         """Tell callers in `.get()` whose jobs ended without a message that would; how many."""

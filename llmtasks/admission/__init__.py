@@ -2,12 +2,14 @@
 
 A caller goes through these steps:
 
-    decision = await admission.admit(claim)         # Hit: done. Wait: ask again after its delay.
+    decision = await admission.admit(claim)     # Hit: done. Wait, Follow: ask again when woken.
     await asyncio.sleep(decision.delay)             # Go
     if decision.delay > CONFIRM_ABOVE_S and await admission.confirm(decision) > 0:
         await admission.settle(decision, Abandoned())   # blocked meanwhile: ask again, anew
     ...call the provider...
     await admission.settle(decision, Succeeded(usage=..., answer=...))
+
+and in the end `await admission.leave(claim.waiter)`, if it was not an answer of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from llmtasks.admission.decisions import (
     Dimension,
     Disabled,
     Failed,
+    Follow,
     GivenUp,
     Go,
     Hit,
@@ -32,16 +35,19 @@ from llmtasks.admission.decisions import (
     Succeeded,
     Wait,
 )
+from llmtasks.admission.wakes import Bell
 
 __all__ = [
     "CONFIRM_ABOVE_S",
     "Abandoned",
     "Admission",
+    "Bell",
     "Claim",
     "Decision",
     "Dimension",
     "Disabled",
     "Failed",
+    "Follow",
     "GivenUp",
     "Go",
     "Hit",

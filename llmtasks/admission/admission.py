@@ -4,8 +4,12 @@ Keys, all under the fleet's prefix; `{llm}` keeps those of one script in one has
 
     <prefix>:{llm}:p:<provider>   hash: what is known of a provider (lua/state.lua); never expires
     <prefix>:{llm}:s:<provider>   sorted set: its calls in flight; never expires
+    <prefix>:{llm}:l:<provider>   and `w`, `t`: who waits for it (lua/line.lua), while anybody does
     <prefix>:{llm}:a:<attempt>    a grant, until no replay of it can come
     <prefix>:c:{<key>}            a cached answer
+    <prefix>:f:{<key>}            who is asking for it now (lua/flight.lua), until their leases end
+
+and the channels of lua/wake.lua, `<prefix>:wake:<process id>`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from llmtasks.admission.decisions import (
     Dimension,
     Disabled,
     Failed,
+    Follow,
     GivenUp,
     Go,
     Hit,
@@ -39,18 +44,22 @@ from llmtasks.admission.decisions import (
     Succeeded,
     Wait,
 )
+from llmtasks.admission.flights import Flights
 from llmtasks.admission.scripts import Script, Scripts, compose
+from llmtasks.admission.wakes import Wakes
 from llmtasks.errors import ConfigurationError
 
 #: A grant with a longer delay is confirmed just before its call. Seconds; what may happen to a
 #: provider within less is not worth a round trip of every call.
 CONFIRM_ABOVE_S = 0.2
 
-#: Those who wait behind others are spread over so many seconds, or they would all come back for the
-#: same free moment. Costs no quota: more than that is promised ahead when somebody has to wait.
+#: Those who follow are spread over so many seconds, or they would all come back at the same moment.
 _SPREAD_S = 0.5
 
 _MAX_REASON = 200
+
+#: State, slots and line of a provider, in the order in which the scripts take them.
+_KEYS = ("p", "s", "l", "w", "t")
 
 _KINDS: dict[type[Outcome], str] = {
     Succeeded: "succeeded",
@@ -84,6 +93,17 @@ class Admission:
         self._providers = {provider.name: provider for provider in providers}
         self._ttl_s = cache.ttl_s
         self._scripts = scripts or compose()
+        self.wakes = Wakes(redis, prefix)
+        self._flights = Flights(
+            redis,
+            self._scripts.renew,
+            self.wakes.channels,
+            lambda key: self._question_key("f", key),
+        )
+        self._waiting: dict[str, Sequence[settings.Provider]] = {}
+        self._keys_of = {
+            name: tuple(self._key(kind, name) for kind in _KEYS) for name in self._providers
+        }
         self._packed = {
             (provider.name, tried): _pack_provider(provider, tried=tried)
             for provider in providers
@@ -92,34 +112,51 @@ class Admission:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        await self._flights.aclose()
+        await self.wakes.aclose()
         await self._redis.aclose()
 
     async def admit(self, claim: Claim) -> Decision:
         """One round trip: the cached answer, a reserved place, or how long to wait.
 
-        A refusal changes nothing. The same `attempt_id` again gets the same grant.
+        A refusal reserves nothing. The same `attempt_id` again gets the same grant. A `Go` or a
+        `Wait` may make the claim's waiter one that others follow, until its answer or `leave`.
 
         Raises:
             DocumentTooLarge: none of the claim's providers can ever take so many tokens.
             ConfigurationError: a provider of the claim is not configured, or there is none.
         """
         providers = limits.fitting(self._named(claim.providers), claim)
-        reply, value = await self._ask(claim, providers, key=None if claim.fresh else claim.key)
+        key = None if claim.fresh else claim.key
+        reply, value = await self._ask(claim, providers, key=key)
         if reply[0] == b"hit":
             completion = answers.decode(value)
             if completion is not None:
+                await self._withdraw(claim.waiter)
                 return Hit(completion)
-            # There is a value, and it cannot be read: the next settlement replaces it.
-            reply, _ = await self._ask(claim, providers, key=None)
+            # There is a value, and it cannot be read: as if there were none.
+            with translated():
+                await self._redis.delete(self._question_key("c", claim.key or ""))
+            return await self.admit(claim)
+        if reply[0] == b"follow":
+            await self._withdraw(claim.waiter)
+            return Follow(float(reply[1]) + random.uniform(0, _SPREAD_S))
+        if key is not None and reply[-1] == 1:
+            self._flights.led(claim.waiter, key)
         if reply[0] == b"wait":
+            self._waiting[claim.waiter] = providers
             return _wait(reply)
+        self._waiting.pop(claim.waiter, None)
         return Go(
             provider=_text(reply[1]),
             delay=float(reply[2]),
             attempt_id=claim.attempt_id,
+            waiter=claim.waiter,
             key=claim.key,
-            input_tokens=claim.input_tokens,
+            fresh=claim.fresh,
+            input_tokens=int(reply[3]),
             output_tokens=claim.output_tokens,
+            estimated=None if claim.exact else claim.input_tokens,
         )
 
     async def confirm(self, go: Go) -> float:
@@ -132,7 +169,10 @@ class Admission:
         return float(reply[0])
 
     async def settle(self, go: Go, outcome: Outcome) -> None:
-        """Book the outcome: quota, health, slot, cached answer. One round trip, counted once."""
+        """Book the outcome: quota, health, slot, cached answer. One round trip, counted once.
+
+        The first answer stays: whoever led, died or slept, and comes late overwrites none.
+        """
         provider = self._provider(go.provider)
         keys = [self._key("a", go.attempt_id), *self._keys([provider])]
         arguments = [
@@ -143,17 +183,51 @@ class Admission:
             limits.rates(provider),
             float(outcome.retry_after) if isinstance(outcome, RateLimited | Failed) else 0.0,
             _reason(outcome),
+            go.waiter,
+            go.key or "",
+            limits.ratio(go, outcome),
         ]
-        call = (keys, [msgspec.msgpack.encode(arguments)])
+        packed = [
+            msgspec.msgpack.encode(arguments),
+            self.wakes.channels.encode(),
+            bytes(self._packed[go.provider, False]),
+        ]
         answer = outcome.answer if isinstance(outcome, Succeeded) else None
         if go.key is None or answer is None:
-            await self._run(self._scripts.settle, *call)
+            await self._run(self._scripts.settle, keys, packed)
             return
+        await self._flights.end(go.waiter)
+        keys.append(self._question_key("f", go.key))
+        # Before the script, which wakes those who wait for it.
+        store = ("SET", self._question_key("c", go.key), answers.encode(answer), "EX", self._ttl_s)
+        first = () if go.fresh else ("NX",)
+        await self._run(self._scripts.settle, keys, packed, (*store, *first))
+
+    async def leave(self, waiter: str, *, failed: bool = False) -> None:
+        """The waiter's question has ended without an answer of its own: another may lead.
+
+        `failed`: with an error that others may well meet too, not because its job or its process
+        was stopped. Costs nothing for one that neither leads nor waits in a line.
+        """
+        await self._withdraw(waiter)
+        key = await self._flights.end(waiter)
+        if key is None:
+            return
+        arguments = msgspec.msgpack.encode([waiter, key, int(failed)])
         await self._run(
-            self._scripts.settle,
-            *call,
-            ("SET", self._cache_key(go.key), answers.encode(answer), "EX", self._ttl_s),
+            self._scripts.leave,
+            [self._question_key("f", key)],
+            [arguments, self.wakes.channels.encode()],
         )
+
+    async def _withdraw(self, waiter: str) -> None:
+        """Take the waiter out of the lines in which it may stand."""
+        providers = self._waiting.pop(waiter, None)
+        if providers is None:
+            return
+        packed = [self._packed[provider.name, False] for provider in providers]
+        arguments = [msgspec.msgpack.encode([waiter, packed]), self.wakes.channels.encode()]
+        await self._run(self._scripts.withdraw, self._keys(providers), arguments)
 
     async def blocked_for(self, providers: Sequence[str]) -> tuple[float, str]:
         """Seconds until any of them may be called as far as blocks go, and why; (0.0, "") for now.
@@ -185,15 +259,21 @@ class Admission:
             limits.costs(claim.input_tokens, claim.output_tokens),
             [self._packed[provider.name, provider.name in claim.tried] for provider in providers],
             key is not None,
+            claim.waiter,
+            claim.priority,
+            claim.tenant,
+            claim.returned,
+            claim.exact,
         ]
         keys = [self._key("a", claim.attempt_id), *self._keys(providers)]
-        packed = [msgspec.msgpack.encode(arguments)]
+        packed = [msgspec.msgpack.encode(arguments), self.wakes.channels.encode()]
         if key is None:
             return (await self._run(self._scripts.admit, keys, packed))[0], None
-        cached = self._cache_key(key)
+        cached = self._question_key("c", key)
+        keys += [cached, self._question_key("f", key)]
         # One transaction: both commands must see the same value, or a hit would reserve quota.
-        reply, value = await self._run(
-            self._scripts.admit, [*keys, cached], packed, ("GET", cached), atomic=True
+        value, reply = await self._run(
+            self._scripts.admit, keys, packed, ("GET", cached), atomic=True
         )
         return reply, value
 
@@ -215,13 +295,13 @@ class Admission:
         *also: tuple[str | bytes | int, ...],
         atomic: bool = False,
     ) -> list[Any]:
-        """The replies of a script and of further commands, in one round trip.
+        """The replies of other commands and then of a script, in one round trip.
 
         A server that does not know the script (new, or flushed) is taught it and asked again.
         """
         with translated():
             replies = await self._send(script, keys, arguments, also, atomic=atomic)
-            if isinstance(replies[0], NoScriptError):
+            if isinstance(replies[-1], NoScriptError):
                 await self._redis.script_load(script.text)
                 replies = await self._send(script, keys, arguments, also, atomic=atomic)
             for reply in replies:
@@ -239,9 +319,9 @@ class Admission:
         atomic: bool,
     ) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=atomic)
-        pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
         for command in also:
             pipeline.execute_command(*command)
+        pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
         return await pipeline.execute(raise_on_error=False)
 
     def _named(self, names: Sequence[str]) -> list[settings.Provider]:
@@ -259,11 +339,11 @@ class Admission:
         return f"{self._prefix}:{{llm}}:{kind}:{name}"
 
     def _keys(self, providers: Iterable[settings.Provider]) -> list[str]:
-        """State and slots of each provider."""
-        return [self._key(kind, provider.name) for provider in providers for kind in ("p", "s")]
+        """State, slots and line of each provider."""
+        return [key for provider in providers for key in self._keys_of[provider.name]]
 
-    def _cache_key(self, key: str) -> str:
-        return f"{self._prefix}:c:{{{key}}}"
+    def _question_key(self, kind: str, key: str) -> str:
+        return f"{self._prefix}:{kind}:{{{key}}}"
 
 
 def _pack_provider(provider: settings.Provider, *, tried: bool) -> msgspec.Raw:
@@ -286,13 +366,11 @@ def _pack_provider(provider: settings.Provider, *, tried: bool) -> msgspec.Raw:
 
 
 def _wait(reply: list[Any]) -> Wait:
-    delay, reason, blocked = float(reply[1]), _text(reply[2]), reply[3] == 1
-    spread = 0.0 if blocked else random.uniform(0, _SPREAD_S)
-    return Wait(delay=delay + spread, reason=reason, blocked=blocked)
+    return Wait(delay=float(reply[1]), reason=_text(reply[2]), blocked=reply[3] == 1)
 
 
 def _status(provider: settings.Provider, reply: list[Any]) -> ProviderStatus:
-    next_opening, why, state, in_flight, *ahead = reply
+    next_opening, why, state, in_flight, waiting, in_use, *ahead = reply
     ahead_s = [float(seconds) for seconds in ahead]
     free = max(0.0, max(ahead_s) - provider.burst_s)
     return ProviderStatus(
@@ -301,6 +379,8 @@ def _status(provider: settings.Provider, reply: list[Any]) -> ProviderStatus:
         reason=_text(why),
         next_opening=float(next_opening),
         next_free=max(free, float(next_opening)),
+        waiting=waiting,
+        effective_ratio=float(in_use),
         in_flight=in_flight if provider.max_concurrency else None,
         max_concurrency=provider.max_concurrency,
         dimensions=tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,6 +50,17 @@ def connect(url: str) -> Redis:
         **({} if url.startswith("unix:") else {"socket_keepalive": True}),
     )
     return Redis.from_pool(pool)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task that works with the client, until it has ended.
+
+    Once may not be enough: a cancellation that arrives just when a command was sent is lost in
+    Python 3.11 (`asyncio.wait_for`).
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
 
 
 @contextmanager

@@ -14,20 +14,30 @@ class Claim:
 
     `attempt_id` makes it safe to ask twice: the same claim again gets the same grant and is charged
     once (the Redis client repeats a command whose answer was lost). Every new try needs a new one.
+    `waiter` names the question behind it, over all its tries (`Wakes.new_waiter`).
     `key` is the cache key, a hex digest; None when the answer may neither come from the cache nor
-    go there. `fresh` looks nothing up, but its answer replaces what is cached.
+    go there. While one claim of a key is under way, others follow it. `fresh` looks nothing up and
+    neither follows nor is followed, but its answer replaces what is cached.
     `input_tokens` is an estimate, `output_tokens` the bound on the answer.
     `providers` are the eligible ones by name; those in `tried` have failed for this question
     already and are chosen only when no other can go within a few seconds.
+    Who waits is served by `tenant` in turn, and `priority` 0-9, 9 first. `returned`: the last grant
+    of its waiter was given back unused, so it need not wait for its turn again. `exact`: the input
+    was counted with the model's own vocabulary; else it is corrected by what was learned.
     """
 
     attempt_id: str
+    waiter: str
     key: str | None
     input_tokens: int
     output_tokens: int
     providers: tuple[str, ...]
     tried: tuple[str, ...] = ()
     fresh: bool = False
+    tenant: str = "default"
+    priority: int = 0
+    returned: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +49,29 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Go:
-    """Call `provider` after `delay` seconds, then settle. The tokens are those reserved for it."""
+    """Call `provider` after `delay` seconds, then settle. The tokens are those reserved for it.
+
+    `estimated` are the input tokens that the claim named if they were an estimate, else None.
+    """
 
     provider: str
     delay: float
     attempt_id: str
+    waiter: str
     key: str | None
+    fresh: bool
     input_tokens: int
     output_tokens: int
+    estimated: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Nothing is reserved; ask again after `delay` seconds.
+    """Nothing is reserved; ask again when woken, after `delay` seconds at the latest.
 
     `blocked` says that every eligible provider is out (a Retry-After, an open breaker): nothing
-    that the fleet finishes will help before. Otherwise the call is merely behind others.
+    that the fleet finishes will help before. Otherwise the call is merely behind others, and keeps its
+    place in the line if it asks again in time, or is withdrawn with `leave`.
     """
 
     delay: float
@@ -62,7 +79,17 @@ class Wait:
     blocked: bool
 
 
-Decision = Hit | Go | Wait
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Somebody is asking this very question; nothing is reserved.
+
+    Ask again when woken (by the claim's key), after `delay` seconds at the latest.
+    """
+
+    delay: float
+
+
+Decision = Hit | Go | Wait | Follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +169,8 @@ class ProviderStatus:
 
     `next_opening` is in how many seconds a block ends, `next_free` in how many a small call could
     start; both 0.0 for now. `in_flight` is counted for providers with a `max_concurrency` only.
+    `waiting` calls stand in its line (one may stand in several). `effective_ratio` is the share of its
+    limits that is used: less than 1 after it has said that there are too many, or while it comes back.
     """
 
     name: str
@@ -149,6 +178,8 @@ class ProviderStatus:
     reason: str
     next_opening: float
     next_free: float
+    waiting: int
+    effective_ratio: float
     in_flight: int | None
     max_concurrency: int | None
     dimensions: tuple[Dimension, ...]

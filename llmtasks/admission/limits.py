@@ -64,6 +64,14 @@ def changes(provider: Provider, go: Go, outcome: Outcome) -> Four:
     return _NOTHING
 
 
+def ratio(go: Go, outcome: Outcome) -> float:
+    """Real input tokens per estimated one, as the provider counted; 0 when that tells nothing."""
+    usage = outcome.usage if isinstance(outcome, Succeeded) else None
+    if usage is None or not go.estimated:
+        return 0.0
+    return usage.input_tokens / go.estimated
+
+
 def fitting(providers: Sequence[Provider], claim: Claim) -> list[Provider]:
     """The providers that can ever take the claim.
 

@@ -6,8 +6,16 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
-#: Files with local functions only, in the order in which they use each other.
-_CONCEPTS = ("clock", "state", "gcra", "slots", "health", "choose")
+#: What each script is made of, in order: concepts (files with local functions only) and then itself.
+#: Every call runs every line, so each has only what it needs, and what only a line needs comes last.
+_PARTS = {
+    "admit": "clock state pace gcra slots health choose wake flight admit line queue",
+    "settle": "clock state pace gcra outcome wake flight settle slots line next",
+    "look": "clock state pace gcra slots health line look",
+    "renew": "clock state wake flight renew",
+    "leave": "clock state wake flight leave",
+    "withdraw": "clock state pace gcra slots wake line withdraw",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +33,21 @@ class Scripts:
     admit: Script
     settle: Script
     look: Script
+    renew: Script
+    leave: Script
+    withdraw: Script
 
 
 def compose(clock: str | None = None) -> Scripts:
     """The scripts; `clock`, if given, is Lua text in the place of `clock.lua`."""
-    concepts = [clock if name == "clock" and clock else _read(name) for name in _CONCEPTS]
-    return Scripts(*(_script([*concepts, _read(name)]) for name in ("admit", "settle", "look")))
+    return Scripts(**{name: _script(parts.split(), clock) for name, parts in _PARTS.items()})
 
 
 def _read(name: str) -> str:
     return (resources.files(__package__) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
-def _script(parts: list[str]) -> Script:
-    text = "\n".join(parts)
+def _script(parts: list[str], clock: str | None) -> Script:
+    texts = [clock if part == "clock" and clock else _read(part) for part in parts]
+    text = "\n".join(texts)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

@@ -91,6 +91,8 @@ def standing_json(one: Standing, trouble: str = "") -> dict[str, Any]:
         "reason": status.reason if status else trouble,
         "blocked_s": status.next_opening if status else None,
         "next_free_s": status.next_free if status else None,
+        "waiting": status.waiting if status else None,
+        "effective_ratio": status.effective_ratio if status else None,
         "in_flight": status.in_flight if status else None,
         "max_concurrency": one.provider.max_concurrency,
         "standby": one.provider.weight == 0,
@@ -200,6 +202,13 @@ def _facts(one: Standing) -> Iterator[tuple[str, str]]:
             yield "minute", f"{shown} of {quantity(limit, name)}"
         elif name in {"requests", "tokens"}:
             yield "minute", f"{shown} {UNITS[name]}, {NO_LIMIT}"
+    if status is not None and status.effective_ratio < 1:
+        yield (
+            "limits",
+            f"{100 * status.effective_ratio:.0f} % of them are used: it takes no more now",
+        )
+    if status is not None and status.waiting:
+        yield "waiting", f"{status.waiting:,}"
     if status is not None and status.next_free > 0:
         yield "next call", f"in {duration(status.next_free)} at the earliest"
     if answered is not None and one.recent is not None:

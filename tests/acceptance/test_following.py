@@ -217,6 +217,7 @@ def test_providers_tells_how_they_stand(make_stack, sim, own_valkey):
     assert main["limits"] == [{"name": "requests", "per_minute": 600.0, "last_minute": 4}]
     assert (main["share"], main["expected_share"], main["answers"]) == (1.0, 1.0, 4)
     assert (main["in_flight"], main["max_concurrency"]) == (0, 4)
+    assert (main["waiting"], main["effective_ratio"]) == (0, 1.0)
     assert main["price"] is None  # served from an address nobody lists
     assert spare["standby"]
     assert spare["answers"] == 0
@@ -232,6 +233,7 @@ def test_providers_tells_how_they_stand(make_stack, sim, own_valkey):
     assert stack.json("providers", inside=True)[0]["state"] == "blocked"
     blocked = stack.inside("providers").stdout
     assert re.search(r"main  blocked \d+ s: main asked for a pause \(429\)\n", blocked), blocked
+    assert re.search(r"limits +8\d % of them are used", blocked), blocked
 
     own_valkey.stop()
     away = stack.inside("providers", code=1).stdout

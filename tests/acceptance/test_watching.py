@@ -59,6 +59,25 @@ def test_metrics_of_several_processes_add_up(stack, sim):
         assert any(f'le="{bound}"' in name for name in scraped[0])
 
 
+def test_metrics_say_how_the_providers_stand(stack, sim):
+    worker = stack.worker(concurrency=2)
+    stack.documents(1)
+
+    def standing(name: str, labels: str = "") -> float | None:
+        return metrics_of(worker).get(f'llm_provider_{name}{{provider="sim"{labels}}}')
+
+    def state(name: str) -> float | None:
+        return standing("state", f',state="{name}"')
+
+    eventually(lambda: state("ok") == 1, "the provider is seen")
+    assert (state("blocked"), standing("waiting")) == (0, 0)
+    assert standing("effective_limit_ratio") == 1
+    sim.faults(kind="429", next=1, retry_after=60)
+    stack.submit("summarize", "--all", "--fresh")
+    eventually(lambda: (state("ok"), state("blocked")) == (0, 1), "the pause is seen")
+    assert standing("effective_limit_ratio") < 1
+
+
 def test_flower_asks_for_the_password_and_shows_a_retry_with_its_reason(stack, sim):
     port = free_port()
     stack.configure(flower={"user": "ops", "password": "open-sesame", "port": port})

@@ -57,7 +57,9 @@ def test_a_hit_is_given_even_while_everything_is_blocked_or_full(fleet: MakeFlee
 
 def test_an_answer_that_may_not_be_kept_is_not(fleet: MakeFleet) -> None:
     f = fleet(provider("a"))
-    f.settle(f.go(key="k"), Succeeded(usage=USAGE))
+    go = f.go(key="k")
+    f.settle(go, Succeeded(usage=USAGE))
+    f.leave(go.waiter, failed=True)
     f.settle(f.go(), Succeeded(usage=USAGE, answer=completion()))
     assert isinstance(f.admit(key="k"), Go)
     assert not f.command("KEYS", f"{f.prefix}:c:*")
@@ -119,6 +121,8 @@ def test_a_server_that_forgot_the_scripts_is_taught_them(fleet: MakeFleet) -> No
         f.command("SCRIPT", "FLUSH")
         f.settle(go, Succeeded(usage=USAGE))
         f.command("SCRIPT", "FLUSH")
+        f.leave(go.waiter)
+        f.command("SCRIPT", "FLUSH")
         assert f.blocked_for() == (0.0, "")
     assert f.status("a").in_flight == 0
 
@@ -131,7 +135,9 @@ def test_a_provider_nobody_configured_is_named(fleet: MakeFleet) -> None:
         f.admit(providers=())
 
 
-CLAIM = Claim(attempt_id="x", key="k", input_tokens=1, output_tokens=1, providers=("a",))
+CLAIM = Claim(
+    attempt_id="x", waiter="p.x", key="k", input_tokens=1, output_tokens=1, providers=("a",)
+)
 
 
 def admission(url: str) -> Admission:
@@ -190,7 +196,14 @@ def test_the_server_s_own_clock_paces_real_callers(valkey: Valkey) -> None:
             cache=settings.Cache(),
         )
         claims = [
-            Claim(attempt_id=f"r{n}", key=None, input_tokens=1, output_tokens=1, providers=("a",))
+            Claim(
+                attempt_id=f"r{n}",
+                waiter=f"p.{n}",
+                key=None,
+                input_tokens=1,
+                output_tokens=1,
+                providers=("a",),
+            )
             for n in range(20)
         ]
         grants = await asyncio.gather(*(one.admit(claim) for claim in claims))

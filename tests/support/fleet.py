@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from llmtasks import settings
-from llmtasks.admission import Admission, Claim, Go, Outcome, ProviderStatus, Wait, connect
+from llmtasks.admission import Admission, Claim, Follow, Go, Outcome, ProviderStatus, Wait, connect
 from llmtasks.admission.decisions import Decision
 from llmtasks.admission.scripts import compose
 
@@ -49,7 +49,7 @@ class Fleet:
         self.set_clock(START)
 
     def close(self) -> None:
-        self.run(self.redis.aclose())
+        self.run(self.admission.aclose())
         self._runner.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -75,6 +75,7 @@ class Fleet:
     ) -> Claim:
         return Claim(
             attempt_id=attempt_id or f"attempt-{next(self._numbers)}",
+            waiter=values.pop("waiter", f"process.{next(self._numbers)}"),
             key=values.pop("key", None),
             input_tokens=tokens[0],
             output_tokens=tokens[1],
@@ -95,8 +96,16 @@ class Fleet:
         assert isinstance(decision, Wait), decision
         return decision
 
+    def follow(self, claim: Claim | None = None, **values: Any) -> Follow:
+        decision = self.admit(claim, **values)
+        assert isinstance(decision, Follow), decision
+        return decision
+
     def settle(self, go: Go, outcome: Outcome) -> None:
         self.run(self.admission.settle(go, outcome))
+
+    def leave(self, waiter: str, *, failed: bool = False) -> None:
+        self.run(self.admission.leave(waiter, failed=failed))
 
     def confirm(self, go: Go) -> float:
         return self.run(self.admission.confirm(go))

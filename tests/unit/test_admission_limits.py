@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -27,6 +28,7 @@ from llmtasks.messages import Completion, FinishReason, Usage
 def claim(input_tokens: int, output_tokens: int) -> Claim:
     return Claim(
         attempt_id="a",
+        waiter="",
         key=None,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
@@ -34,7 +36,16 @@ def claim(input_tokens: int, output_tokens: int) -> Claim:
     )
 
 
-GO = Go(provider="p", delay=0, attempt_id="a", key=None, input_tokens=1000, output_tokens=400)
+GO = Go(
+    provider="p",
+    delay=0,
+    attempt_id="a",
+    waiter="",
+    key=None,
+    fresh=False,
+    input_tokens=1000,
+    output_tokens=400,
+)
 USAGE = Usage(input_tokens=1100, output_tokens=100, cached_input_tokens=300)
 ANSWER = Completion(
     text="naïve ✓", finish_reason=FinishReason.STOP, provider="p", model="m", usage=USAGE
@@ -55,6 +66,14 @@ def test_anthropic_counts_real_output_and_no_cache_reads() -> None:
 )
 def test_an_unknown_outcome_counts_as_consumed(outcome: Failed) -> None:
     assert limits.changes(provider("p", kind="anthropic"), GO, outcome) == (0, 0, 0, 0)
+
+
+def test_only_an_estimate_and_its_real_count_teach_anything() -> None:
+    estimated = replace(GO, estimated=1000)
+    assert limits.ratio(estimated, Succeeded(usage=USAGE)) == 1.1
+    assert limits.ratio(GO, Succeeded(usage=USAGE)) == 0
+    assert limits.ratio(estimated, Succeeded(usage=None)) == 0
+    assert limits.ratio(estimated, Failed()) == 0
 
 
 def test_an_abandoned_call_gives_everything_back() -> None:

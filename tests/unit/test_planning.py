@@ -50,6 +50,13 @@ def test_no_provider_for_a_task_type_is_one_clear_error() -> None:
         planned()
 
 
+def test_tokens_are_exact_where_all_models_have_one_known_vocabulary() -> None:
+    assert planned(MINI).exact
+    assert planned(MINI, served_by("gpt-4.1")).exact
+    assert not planned(HAIKU).exact
+    assert not planned(MINI, HAIKU).exact
+
+
 def test_any_change_of_the_question_changes_its_name() -> None:
     names = {
         planned(MINI).answer_key("default", "h"),

@@ -1,93 +1,114 @@
--- Decide one claim: a cached answer, a reserved place at a provider, or a wait. One atomic step; a
--- refusal writes nothing. Times in seconds; replies carry them as text, since Redis cuts numbers.
+-- Decide one claim: a cached answer, somebody to follow, a reserved place at a provider, or a wait.
+-- One atomic step; a refusal reserves nothing. Times in seconds; replies carry them as text, since
+-- Redis cuts numbers.
 --
--- KEYS  grant, then state and slots of each provider, then the cached answer if there may be one.
---       The cache key lies in another hash slot than the rest: on a Redis Cluster it has to be read
---       before, by a call of its own, and left out here.
--- ARGV  1: msgpack [attempt, [requests, tokens, input, output], providers, cacheable], a provider
---       being [name, weight, tried, burst, rates per dimension, concurrency (0: any), lease]
--- Reply hit | go, provider, delay | wait, delay, reason, 1 if nothing but blocks stands in the way
+-- KEYS  grant, then state, slots and line (three) of each provider, then the cached answer and the
+--       flight if there may be any. These two lie in another hash slot than the rest: on a Redis
+--       Cluster they have to be asked before, by a call of their own (hit, follow, or lead and leave
+--       again if it comes to nothing), and left out here.
+-- ARGV  1: msgpack [attempt, [requests, tokens, input, output], providers, cacheable, waiter,
+--       priority, tenant, returned, exact], a provider being [name, weight, tried, burst, rates per
+--       dimension, concurrency (0: any), lease]
+--       2: what the wake-up channels' names begin with
+-- Reply hit | follow, delay | go, provider, delay, reserved input tokens, leads |
+--       wait, delay, reason, 1 if nothing but blocks stands in the way, leads
+--       (leads: 1 if others follow this claim's waiter)
 
--- Quota is promised at most this far ahead; who comes later asks again. Longer would let a block or
--- a crash invalidate many promises at once.
-local HORIZON = 5
--- The shortest sensible wait before asking again, and the one for a slot, whose time nobody knows.
-local SHORTEST_WAIT = 0.05
-local SLOT_RECHECK = 0.25
 -- An unsettled grant is remembered until its call must have ended and every replay of it too.
 local GRANT_MARGIN = 60
 
-local attempt, costs, packed, cacheable = unpack(cmsgpack.unpack(ARGV[1]))
+local attempt, costs, packed, cacheable, waiter, priority, tenant, returned, exact =
+  unpack(cmsgpack.unpack(ARGV[1]))
 
-local function reply_go(name, start, now)
-  return { 'go', name, string.format('%.6f', math.max(0, start - now)) }
+local granted = redis.call('GET', KEYS[1])
+if not granted and cacheable and redis.call('EXISTS', KEYS[#KEYS - 1]) == 1 then
+  return { 'hit' }
+end
+local time = clock()
+local flight = cacheable and load_flight(KEYS[#KEYS], time) or nil
+
+local function reply_go(name, start, input, now)
+  local delay = string.format('%.6f', math.max(0, start - now))
+  return { 'go', name, delay, input, flight and leads(flight, waiter) and 1 or 0 }
 end
 
 -- The same claim again: its answer was lost on the way. Same grant, charged once.
-local granted = redis.call('GET', KEYS[1])
 if granted then
-  local name, start, _, state_key = unpack(cmsgpack.unpack(granted))
-  return reply_go(name, start, load_state(state_key, clock()).now)
+  local name, start, _, state_key, _, _, input = unpack(cmsgpack.unpack(granted))
+  return reply_go(name, start, input, load_state(state_key, time).now)
 end
-if cacheable and redis.call('EXISTS', KEYS[#KEYS]) == 1 then return { 'hit' } end
+if flight and not may_lead(flight, waiter, priority) then
+  return { 'follow', string.format('%.6f', follow(flight, waiter)) }
+end
 
+-- A provider's settings and how it stands.
 local function provider_of(fields, index)
   local name, weight, tried, burst, rates, concurrency, lease = unpack(fields)
   return {
     name = name, weight = weight, tried = tried, burst = burst, rates = rates,
-    concurrency = concurrency, lease = lease, slots = KEYS[2 * index + 1],
+    concurrency = concurrency, lease = lease, first_key = 5 * index - 3,
+    state = load_state(KEYS[5 * index - 3], time), slots = KEYS[5 * index - 2],
   }
 end
 
--- A candidate with its delay; or nil, how long it cannot go, why, and whether a block is the cause.
-local function consider(provider, state)
-  local open, _, probing = breaker(state, attempt)
-  if open > 0 or blocked_for(state) > HORIZON then
-    local seconds, why = obstacle(state, attempt)
-    return nil, seconds, provider.name .. ': ' .. why, true
-  end
-  local ahead = promised(state, provider.rates)
-  if ahead > HORIZON then return nil, ahead - HORIZON, 'behind others', false end
-  if provider.concurrency > 0 then
-    local taken = slots_taken(provider.slots, state.now, provider.lease)
-    if taken >= provider.concurrency then return nil, SLOT_RECHECK, 'behind others', false end
-  end
-  local start = earliest(state, provider.rates, costs, provider.burst)
-  return {
-    provider = provider, state = state, start = start, delay = start - state.now, probing = probing,
-  }
+-- What the provider will count: an estimate is corrected by what estimates turned out to be there.
+local function costs_at(state)
+  if exact or state.ratio == 1 then return costs end
+  local input = math.ceil(costs[3] * state.ratio)
+  return { costs[1], costs[2] - costs[3] + input, input, costs[4] }
 end
 
-local time = clock()
-local candidates = {}
-local soonest, reason, all_blocked = math.huge, '', true
+-- When the claim would start at the provider, if it were granted now.
+local function plan(provider)
+  local state = provider.state
+  provider.lengths = lengths_of(state, provider.rates, provider.costs)
+  provider.start = earliest(state, provider.rates, provider.lengths, provider.burst)
+  provider.delay = provider.start - state.now
+end
+
+-- Reserves a place at the one of the candidates whose turn it is.
+local function grant(candidates)
+  local competing = competitors(candidates)
+  local chosen = take_turn(competing)
+  local state = chosen.state
+  reserve(state, chosen.rates, chosen.lengths, chosen.start)
+  if chosen.probing then take_probe(state, attempt, chosen.start, chosen.lease) end
+  if chosen.concurrency > 0 then
+    take_slot(chosen.slots, attempt, state.now, chosen.start, chosen.lease)
+  end
+  for _, candidate in ipairs(competing) do save_state(candidate.state) end
+  local slower = slowness(state, chosen.rates, chosen.costs, chosen.lengths)
+  local kept = cmsgpack.pack({
+    chosen.name, chosen.start, state.era, state.key, state.now, slower, chosen.costs[3],
+  })
+  local seconds = math.ceil(HORIZON + chosen.lease + GRANT_MARGIN)
+  redis.call('SET', KEYS[1], kept, 'EX', seconds)
+  if flight then lead(flight, waiter, priority, 1) end
+  return chosen
+end
+
+-- Each provider is out, or promises too much already (`full`), or the claim could go.
+local providers, candidates, tags = {}, {}, {}
 for index, fields in ipairs(packed) do
   local provider = provider_of(fields, index)
-  local state = load_state(KEYS[2 * index], time)
-  local candidate, seconds, why, blocked = consider(provider, state)
-  if candidate then
-    candidates[#candidates + 1] = candidate
+  local state = provider.state
+  local open, _, probing = breaker(state, attempt)
+  if open > 0 or blocked_for(state) > HORIZON then
+    provider.out, provider.why = obstacle(state, attempt)
   else
-    if not blocked then all_blocked = false end
-    if seconds < soonest then soonest, reason = seconds, why end
+    provider.probing, provider.costs = probing, costs_at(state)
+    provider.full = promised(state, provider.rates) > HORIZON + ROUNDING
+    if not provider.full and slots_free(provider, 0) > 0 then
+      plan(provider)
+      candidates[#candidates + 1] = provider
+    end
   end
+  providers[index], tags[index] = provider, KEYS[5 * index - 1]
 end
 
-if #candidates == 0 then
-  if not all_blocked then reason = 'behind others' end
-  local delay = string.format('%.6f', math.max(soonest, SHORTEST_WAIT))
-  return { 'wait', delay, reason, all_blocked and 1 or 0 }
+local somebody_waits = redis.call('EXISTS', unpack(tags)) > 0
+if #candidates > 0 and not somebody_waits then
+  local chosen = grant(candidates)
+  return reply_go(chosen.name, chosen.start, chosen.costs[3], chosen.state.now)
 end
-
-local competing = competitors(candidates)
-local chosen = take_turn(competing)
-local provider, state = chosen.provider, chosen.state
-reserve(state, provider.rates, costs, chosen.start)
-if chosen.probing then take_probe(state, attempt, chosen.start, provider.lease) end
-if provider.concurrency > 0 then
-  take_slot(provider.slots, attempt, state.now, chosen.start, provider.lease)
-end
-for _, candidate in ipairs(competing) do save_state(candidate.state) end
-local grant = cmsgpack.pack({ provider.name, chosen.start, state.era, state.key })
-redis.call('SET', KEYS[1], grant, 'EX', math.ceil(HORIZON + provider.lease + GRANT_MARGIN))
-return reply_go(provider.name, chosen.start, state.now)
+-- Goes on in queue.lua: what only those need who wait costs the others nothing.

@@ -13,13 +13,13 @@ end
 local function competitors(candidates)
   local best, soonest = math.huge, math.huge
   for _, candidate in ipairs(candidates) do
-    local r = rank(candidate.provider)
+    local r = rank(candidate)
     if r < best then best, soonest = r, candidate.delay
     elseif r == best then soonest = math.min(soonest, candidate.delay) end
   end
   local found = {}
   for _, candidate in ipairs(candidates) do
-    if rank(candidate.provider) == best and candidate.delay <= soonest + SLACK then
+    if rank(candidate) == best and candidate.delay <= soonest + SLACK then
       found[#found + 1] = candidate
     end
   end
@@ -30,7 +30,7 @@ local function take_turn(candidates)
   local chosen, total = nil, 0
   for _, candidate in ipairs(candidates) do
     -- Standbys compete only with each other, as equals.
-    local weight = candidate.provider.weight > 0 and candidate.provider.weight or 1
+    local weight = candidate.weight > 0 and candidate.weight or 1
     total = total + weight
     set(candidate.state, 'credit', candidate.state.credit + weight)
     if not chosen or candidate.state.credit > chosen.state.credit then chosen = candidate end

@@ -1,10 +1,10 @@
 -- Read how providers stand; changes nothing. Times in seconds, as text.
 --
--- KEYS  state and slots of each provider
+-- KEYS  state, slots and line (three) of each provider
 -- ARGV  1: the attempt that asks, or ''
 --       2: msgpack of [rates per dimension, lease] of each provider
--- Reply per provider: block seconds, why, state name, calls in flight, then seconds of quota
---       already promised in each dimension
+-- Reply per provider: block seconds, why, state name, calls in flight, calls that wait, share of the
+--       limits in use, then seconds of quota already promised in each dimension
 
 local attempt = ARGV[1]
 local configured = cmsgpack.unpack(ARGV[2])
@@ -17,12 +17,15 @@ local function name_of(state)
 end
 
 local replies = {}
-for index = 1, #KEYS / 2 do
-  local state = load_state(KEYS[2 * index - 1], time)
-  local rates, lease = unpack(configured[index])
+for index, fields in ipairs(configured) do
+  local first_key = 5 * index - 4
+  local state = load_state(KEYS[first_key], time)
+  local rates, lease = unpack(fields)
   local seconds, why = obstacle(state, attempt)
-  local taken = slots_taken(KEYS[2 * index], state.now, lease)
-  local reply = { string.format('%.6f', seconds), why, name_of(state), taken }
+  local taken = slots_taken(KEYS[first_key + 1], state.now, lease)
+  local waiting = redis.call('ZCARD', line_of(first_key + 2).tags)
+  local in_use = string.format('%.6f', share(state) * ramp(state))
+  local reply = { string.format('%.6f', seconds), why, name_of(state), taken, waiting, in_use }
   for d, name in ipairs(DIMENSIONS) do
     local ahead = rates[d] > 0 and math.max(0, state[name] - state.now) or 0
     reply[#reply + 1] = string.format('%.6f', ahead)
