@@ -45,6 +45,7 @@ from llmtasks.admission.decisions import (
     Wait,
 )
 from llmtasks.admission.flights import Flights
+from llmtasks.admission.pipelines import Command, Pipelines
 from llmtasks.admission.scripts import Script, Scripts, compose
 from llmtasks.admission.wakes import Wakes
 from llmtasks.errors import ConfigurationError
@@ -89,6 +90,7 @@ class Admission:
         scripts: Scripts | None = None,
     ) -> None:
         self._redis = redis
+        self._pipelines = Pipelines(redis)
         self._prefix = prefix
         self._providers = {provider.name: provider for provider in providers}
         self._ttl_s = cache.ttl_s
@@ -114,6 +116,7 @@ class Admission:
         """Close the connections."""
         await self._flights.aclose()
         await self.wakes.aclose()
+        await self._pipelines.aclose()
         await self._redis.aclose()
 
     async def admit(self, claim: Claim) -> Decision:
@@ -134,9 +137,9 @@ class Admission:
             if completion is not None:
                 await self._withdraw(claim.waiter)
                 return Hit(completion)
-            # There is a value, and it cannot be read: as if there were none.
-            with translated():
-                await self._redis.delete(self._question_key("c", claim.key or ""))
+            if value is not None:  # it cannot be read: as if there were none
+                with translated():
+                    await self._redis.delete(self._question_key("c", claim.key or ""))
             return await self.admit(claim)
         if reply[0] == b"follow":
             await self._withdraw(claim.waiter)
@@ -201,7 +204,7 @@ class Admission:
         # Before the script, which wakes those who wait for it.
         store = ("SET", self._question_key("c", go.key), answers.encode(answer), "EX", self._ttl_s)
         first = () if go.fresh else ("NX",)
-        await self._run(self._scripts.settle, keys, packed, (*store, *first))
+        await self._run(self._scripts.settle, keys, packed, before=(*store, *first))
 
     async def leave(self, waiter: str, *, failed: bool = False) -> None:
         """The waiter's question has ended without an answer of its own: another may lead.
@@ -271,10 +274,9 @@ class Admission:
             return (await self._run(self._scripts.admit, keys, packed))[0], None
         cached = self._question_key("c", key)
         keys += [cached, self._question_key("f", key)]
-        # One transaction: both commands must see the same value, or a hit would reserve quota.
-        value, reply = await self._run(
-            self._scripts.admit, keys, packed, ("GET", cached), atomic=True
-        )
+        # The value after the decision: one that has just come is not needed, one that has just gone
+        # makes the claim ask again. A large value never passes through a script.
+        reply, value = await self._run(self._scripts.admit, keys, packed, after=("GET", cached))
         return reply, value
 
     async def _look(
@@ -292,37 +294,25 @@ class Admission:
         script: Script,
         keys: Sequence[str],
         arguments: Sequence[bytes],
-        *also: tuple[str | bytes | int, ...],
-        atomic: bool = False,
+        *,
+        before: Command | None = None,
+        after: Command | None = None,
     ) -> list[Any]:
-        """The replies of other commands and then of a script, in one round trip.
+        """The replies of a script and the commands around it, in one round trip.
 
         A server that does not know the script (new, or flushed) is taught it and asked again.
         """
+        call: Command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        commands = [command for command in (before, call, after) if command is not None]
         with translated():
-            replies = await self._send(script, keys, arguments, also, atomic=atomic)
-            if isinstance(replies[-1], NoScriptError):
+            replies = await self._pipelines.run(commands)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
                 await self._redis.script_load(script.text)
-                replies = await self._send(script, keys, arguments, also, atomic=atomic)
+                replies = await self._pipelines.run(commands)
             for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply
         return replies
-
-    async def _send(
-        self,
-        script: Script,
-        keys: Sequence[str],
-        arguments: Sequence[bytes],
-        also: Iterable[tuple[str | bytes | int, ...]],
-        *,
-        atomic: bool,
-    ) -> list[Any]:
-        pipeline = self._redis.pipeline(transaction=atomic)
-        for command in also:
-            pipeline.execute_command(*command)
-        pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
-        return await pipeline.execute(raise_on_error=False)
 
     def _named(self, names: Sequence[str]) -> list[settings.Provider]:
         if not names:
