@@ -44,7 +44,7 @@ from llmtasks.admission.decisions import (
     Succeeded,
     Wait,
 )
-from llmtasks.admission.flights import Flights
+from llmtasks.admission.leases import Lease, Leases
 from llmtasks.admission.pipelines import Command, Pipelines
 from llmtasks.admission.scripts import Script, Scripts, compose
 from llmtasks.admission.wakes import Wakes
@@ -96,12 +96,9 @@ class Admission:
         self._ttl_s = cache.ttl_s
         self._scripts = scripts or compose()
         self.wakes = Wakes(redis, prefix)
-        self._flights = Flights(
-            redis,
-            self._scripts.renew,
-            self.wakes.channels,
-            lambda key: self._question_key("f", key),
-        )
+        self._leases = Leases(redis)
+        #: When the state was made under which this process was last granted a call of a provider.
+        self._births: dict[str, str] = {}
         self._waiting: dict[str, Sequence[settings.Provider]] = {}
         self._keys_of = {
             name: tuple(self._key(kind, name) for kind in _KEYS) for name in self._providers
@@ -114,7 +111,7 @@ class Admission:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._flights.aclose()
+        await self._leases.aclose()
         await self.wakes.aclose()
         await self._pipelines.aclose()
         await self._redis.aclose()
@@ -145,13 +142,29 @@ class Admission:
             await self._withdraw(claim.waiter)
             return Follow(float(reply[1]) + random.uniform(0, _SPREAD_S))
         if key is not None and reply[-1] == 1:
-            self._flights.led(claim.waiter, key)
+            self._lead(claim.waiter, key)
         if reply[0] == b"wait":
             self._waiting[claim.waiter] = providers
             return _wait(reply)
         self._waiting.pop(claim.waiter, None)
+        return self._granted(claim, reply)
+
+    def _lead(self, waiter: str, key: str) -> None:
+        """Go on leading until the question has ended."""
+        keys = (self._question_key("f", key),)
+        arguments = (waiter, self.wakes.channels)
+        self._leases.hold(waiter, Lease(key, self._scripts.renew, keys, arguments))
+
+    def _granted(self, claim: Claim, reply: list[Any]) -> Go:
+        """The grant; its place at the provider is held until it is settled."""
+        name = _text(reply[1])
+        self._births[name] = _text(reply[4])
+        if reply[5] == 1:
+            keys = self._keys_of[name][:2]
+            held = Lease(name, self._scripts.hold, keys, (claim.attempt_id,))
+            self._leases.hold(claim.attempt_id, held)
         return Go(
-            provider=_text(reply[1]),
+            provider=name,
             delay=float(reply[2]),
             attempt_id=claim.attempt_id,
             waiter=claim.waiter,
@@ -177,6 +190,7 @@ class Admission:
         The first answer stays: whoever led, died or slept, and comes late overwrites none.
         """
         provider = self._provider(go.provider)
+        await self._leases.release(go.attempt_id)
         keys = [self._key("a", go.attempt_id), *self._keys([provider])]
         arguments = [
             go.attempt_id,
@@ -199,7 +213,7 @@ class Admission:
         if go.key is None or answer is None:
             await self._run(self._scripts.settle, keys, packed)
             return
-        await self._flights.end(go.waiter)
+        await self._leases.release(go.waiter)
         keys.append(self._question_key("f", go.key))
         # Before the script, which wakes those who wait for it.
         store = ("SET", self._question_key("c", go.key), answers.encode(answer), "EX", self._ttl_s)
@@ -213,15 +227,11 @@ class Admission:
         was stopped. Costs nothing for one that neither leads nor waits in a line.
         """
         await self._withdraw(waiter)
-        key = await self._flights.end(waiter)
-        if key is None:
+        lead = await self._leases.release(waiter)
+        if lead is None:
             return
-        arguments = msgspec.msgpack.encode([waiter, key, int(failed)])
-        await self._run(
-            self._scripts.leave,
-            [self._question_key("f", key)],
-            [arguments, self.wakes.channels.encode()],
-        )
+        arguments = msgspec.msgpack.encode([waiter, lead.of, int(failed)])
+        await self._run(self._scripts.leave, lead.keys, [arguments, self.wakes.channels.encode()])
 
     async def _withdraw(self, waiter: str) -> None:
         """Take the waiter out of the lines in which it may stand."""
@@ -267,6 +277,7 @@ class Admission:
             claim.tenant,
             claim.returned,
             claim.exact,
+            [self._births.get(provider.name, "") for provider in providers],
         ]
         keys = [self._key("a", claim.attempt_id), *self._keys(providers)]
         packed = [msgspec.msgpack.encode(arguments), self.wakes.channels.encode()]
@@ -284,7 +295,7 @@ class Admission:
     ) -> list[list[Any]]:
         if not providers:
             return []
-        configured = [(limits.rates(provider), limits.lease(provider)) for provider in providers]
+        configured = [limits.rates(provider) for provider in providers]
         arguments = [attempt_id.encode(), msgspec.msgpack.encode(configured)]
         (replies,) = await self._run(self._scripts.look, self._keys(providers), arguments)
         return cast("list[list[Any]]", replies)
@@ -349,7 +360,7 @@ def _pack_provider(provider: settings.Provider, *, tried: bool) -> msgspec.Raw:
             provider.burst_s,
             limits.rates(provider),
             provider.max_concurrency or 0,
-            limits.lease(provider),
+            limits.lasting(provider),
         ]
     )
     return msgspec.Raw(packed)

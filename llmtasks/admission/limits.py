@@ -17,9 +17,9 @@ DIMENSIONS = ("requests", "tokens", "input", "output")
 
 _NOTHING: Four = (0, 0, 0, 0)
 
-#: A call may hold its slot, its probe and its grant so much longer than its timeout, in seconds:
-#: connecting, and a settlement that has to wait for Redis.
-_LEASE_MARGIN_S = 30.0
+#: A call may last so much longer than its timeout, in seconds: connecting, and a settlement that has to
+#: wait for Redis.
+_MARGIN_S = 30.0
 
 
 def per_minute(provider: Provider) -> tuple[float | None, ...]:
@@ -37,9 +37,9 @@ def rates(provider: Provider) -> list[float]:
     return [60.0 / limit if limit else 0.0 for limit in per_minute(provider)]
 
 
-def lease(provider: Provider) -> float:
+def lasting(provider: Provider) -> float:
     """Seconds after its start when a call must have ended, or its caller has died."""
-    return provider.timeout_s + _LEASE_MARGIN_S
+    return provider.timeout_s + _MARGIN_S
 
 
 def costs(input_tokens: int, output_tokens: int) -> Four:

@@ -9,10 +9,11 @@ from importlib import resources
 #: What each script is made of, in order: concepts (files with local functions only) and then itself.
 #: Every call runs every line, so each has only what it needs, and what only a line needs comes last.
 _PARTS = {
-    "admit": "clock state pace gcra slots health choose wake flight admit line queue",
+    "admit": "clock state pace gcra loss slots health choose wake flight admit line queue",
     "settle": "clock state pace gcra outcome wake flight settle slots line next",
     "look": "clock state pace gcra slots health line look",
     "renew": "clock state wake flight renew",
+    "hold": "clock state slots hold",
     "leave": "clock state wake flight leave",
     "withdraw": "clock state pace gcra slots wake line withdraw",
 }
@@ -34,6 +35,7 @@ class Scripts:
     settle: Script
     look: Script
     renew: Script
+    hold: Script
     leave: Script
     withdraw: Script
 

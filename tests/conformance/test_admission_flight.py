@@ -240,7 +240,7 @@ def test_a_renewed_leader_leads_for_as_long_as_its_call_takes(fleet: MakeFleet) 
         f.advance(3)
         if second % 30 == 0:
             f.command("SCRIPT", "FLUSH")
-        f.run(f.admission._flights.renew())
+        f.run(f.admission._leases.renew())
         f.follow(key="k")
     f.settle(go, answered())
     assert isinstance(f.admit(key="k"), Hit)
@@ -250,7 +250,7 @@ def test_a_server_that_lost_everything_is_told_who_leads(fleet: MakeFleet) -> No
     f = fleet(provider("a"))
     f.go(key="k")
     f.command("DEL", f"{f.prefix}:f:{{k}}")
-    f.run(f.admission._flights.renew())
+    f.run(f.admission._leases.renew())
     f.follow(key="k")
 
 
@@ -259,7 +259,7 @@ def test_a_sleeper_that_wakes_up_cannot_take_the_lead_back(fleet: MakeFleet) -> 
     sleeper = f.go(key="k")
     f.advance(LEASE + 1)
     second = f.go(key="k")
-    f.run(f.admission._flights.renew())
+    f.run(f.admission._leases.renew())
     f.leave(sleeper.waiter)  # leads no more, so it cannot hand on what is another's
     f.follow(key="k")
     f.settle(second, answered())

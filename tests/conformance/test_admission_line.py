@@ -279,7 +279,7 @@ def test_what_a_crashed_holder_leaves_is_found_without_a_call(fleet: MakeFleet) 
     callers = Callers(f)
     waiting = callers.start(Job(tokens=(1, 1)))
     callers.run()
-    assert 90 <= waiting.waited <= 92.1
+    assert 15 <= waiting.waited <= 17.1
 
 
 def test_quota_that_is_given_back_wakes_those_who_can_have_it(fleet: MakeFleet) -> None:
@@ -340,4 +340,5 @@ def test_a_clock_that_was_an_hour_ahead_leaves_no_ghosts_in_the_line(fleet: Make
     while isinstance(f.admit(), Go):
         pass
     f.advance(-3600)
-    assert f.go().delay == 0
+    # Nothing stands before it but the calls that such a server may have forgotten.
+    assert f.go().delay == pytest.approx(5, abs=1e-4)

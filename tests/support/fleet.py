@@ -38,13 +38,14 @@ class Fleet:
         clock_key = f"{self.prefix}-clock"
         self._clock_key = clock_key
         clock = f"local function clock() return tonumber(redis.call('GET', '{clock_key}')) end"
-        self.admission = Admission(
-            self.redis,
-            prefix=self.prefix,
-            providers=providers,
-            cache=settings.Cache(ttl_s=ttl_s),
-            scripts=compose(clock),
-        )
+        self._url = url
+        self._values: dict[str, Any] = {
+            "prefix": self.prefix,
+            "providers": providers,
+            "cache": settings.Cache(ttl_s=ttl_s),
+            "scripts": compose(clock),
+        }
+        self.admission = Admission(self.redis, **self._values)
         self._numbers = itertools.count()
         self.set_clock(START)
 
@@ -54,6 +55,18 @@ class Fleet:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(coroutine)
+
+    def admit_elsewhere(self, claim: Claim) -> Decision:
+        """As another process that asks for the first time."""
+
+        async def ask() -> Decision:
+            other = Admission(connect(self._url), **self._values)
+            try:
+                return await other.admit(claim)
+            finally:
+                await other.aclose()
+
+        return self.run(ask())
 
     def command(self, *command: Any) -> Any:
         """One Redis command, as the server answers it."""
@@ -106,6 +119,10 @@ class Fleet:
 
     def leave(self, waiter: str, *, failed: bool = False) -> None:
         self.run(self.admission.leave(waiter, failed=failed))
+
+    def renew(self) -> None:
+        """What the process does every few seconds."""
+        self.run(self.admission._leases.renew())
 
     def confirm(self, go: Go) -> float:
         return self.run(self.admission.confirm(go))

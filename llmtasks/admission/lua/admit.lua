@@ -7,17 +7,17 @@
 --       Cluster they have to be asked before, by a call of their own (hit, follow, or lead and leave
 --       again if it comes to nothing), and left out here.
 -- ARGV  1: msgpack [attempt, [requests, tokens, input, output], providers, cacheable, waiter,
---       priority, tenant, returned, exact], a provider being [name, weight, tried, burst, rates per
---       dimension, concurrency (0: any), lease]
+--       priority, tenant, returned, exact, births], a provider being [name, weight, tried, burst,
+--       rates per dimension, concurrency (0: any), seconds a call may last]; births as in loss.lua
 --       2: what the wake-up channels' names begin with
--- Reply hit | follow, delay | go, provider, delay, reserved input tokens, leads |
+-- Reply hit | follow, delay | go, provider, delay, reserved input tokens, birth, has a place, leads |
 --       wait, delay, reason, 1 if nothing but blocks stands in the way, leads
 --       (leads: 1 if others follow this claim's waiter)
 
 -- An unsettled grant is remembered until its call must have ended and every replay of it too.
 local GRANT_MARGIN = 60
 
-local attempt, costs, packed, cacheable, waiter, priority, tenant, returned, exact =
+local attempt, costs, packed, cacheable, waiter, priority, tenant, returned, exact, births =
   unpack(cmsgpack.unpack(ARGV[1]))
 
 local granted = redis.call('GET', KEYS[1])
@@ -27,15 +27,16 @@ end
 local time = clock()
 local flight = cacheable and load_flight(KEYS[#KEYS], time) or nil
 
-local function reply_go(name, start, input, now)
-  local delay = string.format('%.6f', math.max(0, start - now))
-  return { 'go', name, delay, input, flight and leads(flight, waiter) and 1 or 0 }
+local function reply_go(name, start, input, state, placed)
+  local delay = string.format('%.6f', math.max(0, start - state.now))
+  local leading = flight and leads(flight, waiter) and 1 or 0
+  return { 'go', name, delay, input, state.born, placed, leading }
 end
 
 -- The same claim again: its answer was lost on the way. Same grant, charged once.
 if granted then
-  local name, start, _, state_key, _, _, input = unpack(cmsgpack.unpack(granted))
-  return reply_go(name, start, input, load_state(state_key, time).now)
+  local name, start, _, state_key, _, _, input, _, placed = unpack(cmsgpack.unpack(granted))
+  return reply_go(name, start, input, load_state(state_key, time), placed or 0)
 end
 if flight and not may_lead(flight, waiter, priority) then
   return { 'follow', string.format('%.6f', follow(flight, waiter)) }
@@ -43,11 +44,13 @@ end
 
 -- A provider's settings and how it stands.
 local function provider_of(fields, index)
-  local name, weight, tried, burst, rates, concurrency, lease = unpack(fields)
+  local name, weight, tried, burst, rates, concurrency, lasting = unpack(fields)
+  local state = load_state(KEYS[5 * index - 3], time)
+  notice_loss(state, births[index])
   return {
     name = name, weight = weight, tried = tried, burst = burst, rates = rates,
-    concurrency = concurrency, lease = lease, first_key = 5 * index - 3,
-    state = load_state(KEYS[5 * index - 3], time), slots = KEYS[5 * index - 2],
+    concurrency = concurrency, lasting = lasting, first_key = 5 * index - 3,
+    state = state, slots = KEYS[5 * index - 2],
   }
 end
 
@@ -72,16 +75,16 @@ local function grant(candidates)
   local chosen = take_turn(competing)
   local state = chosen.state
   reserve(state, chosen.rates, chosen.lengths, chosen.start)
-  if chosen.probing then take_probe(state, attempt, chosen.start, chosen.lease) end
-  if chosen.concurrency > 0 then
-    take_slot(chosen.slots, attempt, state.now, chosen.start, chosen.lease)
-  end
+  chosen.placed = (chosen.probing or chosen.concurrency > 0) and 1 or 0
+  if chosen.probing then set(state, 'probe', attempt) end
+  if chosen.placed == 1 then take_slot(chosen.slots, attempt, state.now, chosen.start) end
   for _, candidate in ipairs(competing) do save_state(candidate.state) end
   local slower = slowness(state, chosen.rates, chosen.costs, chosen.lengths)
   local kept = cmsgpack.pack({
-    chosen.name, chosen.start, state.era, state.key, state.now, slower, chosen.costs[3],
+    chosen.name, chosen.start, state.era, state.key, state.now, slower, chosen.costs[3], false,
+    chosen.placed,
   })
-  local seconds = math.ceil(HORIZON + chosen.lease + GRANT_MARGIN)
+  local seconds = math.ceil(HORIZON + chosen.lasting + GRANT_MARGIN)
   redis.call('SET', KEYS[1], kept, 'EX', seconds)
   if flight then lead(flight, waiter, priority, 1) end
   return chosen
@@ -92,9 +95,9 @@ local providers, candidates, tags = {}, {}, {}
 for index, fields in ipairs(packed) do
   local provider = provider_of(fields, index)
   local state = provider.state
-  local open, _, probing = breaker(state, attempt)
+  local open, _, probing = breaker(state, provider.slots, attempt)
   if open > 0 or blocked_for(state) > HORIZON then
-    provider.out, provider.why = obstacle(state, attempt)
+    provider.out, provider.why = obstacle(state, provider.slots, attempt)
   else
     provider.probing, provider.costs = probing, costs_at(state)
     provider.full = promised(state, provider.rates) > HORIZON + ROUNDING
@@ -109,6 +112,6 @@ end
 local somebody_waits = redis.call('EXISTS', unpack(tags)) > 0
 if #candidates > 0 and not somebody_waits then
   local chosen = grant(candidates)
-  return reply_go(chosen.name, chosen.start, chosen.costs[3], chosen.state.now)
+  return reply_go(chosen.name, chosen.start, chosen.costs[3], chosen.state, chosen.placed)
 end
 -- Goes on in queue.lua: what only those need who wait costs the others nothing.

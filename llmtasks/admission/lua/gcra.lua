@@ -42,9 +42,9 @@ local function lengths_of(state, rates, costs)
   return lengths
 end
 
--- When a claim may start: not before now, not inside a block.
+-- When a claim may start: not before now, not inside a block, not among calls that nobody knows of.
 local function earliest(state, rates, lengths, burst)
-  local start = math.max(state.now, state.blocked)
+  local start = math.max(state.now, state.blocked, state.unknown_until)
   for d, name in ipairs(DIMENSIONS) do
     if rates[d] > 0 then
       start = math.max(start, state[name] + lengths[d] - math.max(burst, lengths[d]))

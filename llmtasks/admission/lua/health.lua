@@ -1,20 +1,21 @@
 -- Whether a provider may be called. Seconds.
 --
 -- Its breaker is closed, or open for a time, and afterwards half-open: one probe in the whole fleet,
--- under a lease so that a prober that died does not block the next. What opens and closes it stands
--- in outcome.lua.
+-- which holds a place (slots.lua), so that a prober that died does not block the next for long. What
+-- opens and closes it stands in outcome.lua.
 
 -- Nobody knows when a probe answers; who waits for it asks again after this.
 local PROBE_RECHECK = 2
 
 -- Seconds until the breaker lets `attempt` pass, why, and whether it would pass as the probe.
-local function breaker(state, attempt)
+local function breaker(state, slots, attempt)
   if state.open_until == 0 then return 0, '', false end
   if state.now < state.open_until then
     return state.open_until - state.now, state.open_why, false
   end
-  if state.probe ~= '' and state.probe ~= attempt and state.probe_until > state.now then
-    return math.min(state.probe_until - state.now, PROBE_RECHECK), 'one call probes it', false
+  if state.probe ~= '' and state.probe ~= attempt then
+    local left = held_until(slots, state.probe) - state.now
+    if left > 0 then return math.min(left, PROBE_RECHECK), 'one call probes it', false end
   end
   return 0, '', true
 end
@@ -25,14 +26,9 @@ local function blocked_for(state)
 end
 
 -- Both together: seconds and reason of whichever lasts longer.
-local function obstacle(state, attempt)
-  local open, why = breaker(state, attempt)
+local function obstacle(state, slots, attempt)
+  local open, why = breaker(state, slots, attempt)
   local blocked = blocked_for(state)
   if blocked > open then return blocked, state.blocked_why end
   return open, why
-end
-
-local function take_probe(state, attempt, start, lease)
-  set(state, 'probe', attempt)
-  set(state, 'probe_until', start + lease)
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS  state, slots and line (three) of each provider
 -- ARGV  1: the attempt that asks, or ''
---       2: msgpack of [rates per dimension, lease] of each provider
+--       2: msgpack of the rates per dimension of each provider
 -- Reply per provider: block seconds, why, state name, calls in flight, calls that wait, share of the
 --       limits in use, then seconds of quota already promised in each dimension
 
@@ -17,12 +17,12 @@ local function name_of(state)
 end
 
 local replies = {}
-for index, fields in ipairs(configured) do
+for index, rates in ipairs(configured) do
   local first_key = 5 * index - 4
   local state = load_state(KEYS[first_key], time)
-  local rates, lease = unpack(fields)
-  local seconds, why = obstacle(state, attempt)
-  local taken = slots_taken(KEYS[first_key + 1], state.now, lease)
+  local slots = KEYS[first_key + 1]
+  local seconds, why = obstacle(state, slots, attempt)
+  local taken = slots_taken(slots, state.now)
   local waiting = redis.call('ZCARD', line_of(first_key + 2).tags)
   local in_use = string.format('%.6f', share(state) * ramp(state))
   local reply = { string.format('%.6f', seconds), why, name_of(state), taken, waiting, in_use }

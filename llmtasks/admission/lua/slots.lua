@@ -1,20 +1,35 @@
--- Calls in flight of one provider: a sorted set of attempt ids, scored by when their lease ends
--- (seconds since the epoch). A crashed holder's slot comes back by itself.
+-- Calls in flight of one provider: a sorted set of attempt ids, scored by when their lease ends (seconds
+-- since the epoch). The process of a call renews it (hold.lua); what a dead one held is free soon after.
+--
+-- Only calls that are counted have a place: those of a provider with a limit of calls in flight, and probes.
+local SLOT_LEASE = 15
+
 -- (An end that no lease of now can have was written under another clock, and counts for nothing.)
-local function slots_taken(key, now, lease)
-  local latest = string.format('%.6f', now + lease + CLOCK_STEP)
+local function slots_taken(key, now)
+  local latest = string.format('%.6f', now + HORIZON + SLOT_LEASE + CLOCK_STEP)
   return redis.call('ZCOUNT', key, string.format('(%.6f', now), latest)
 end
 
--- Slots that are free for one behind `rank` others. A provider that comes back is used at its pace.
+-- Slots that are free for one behind `rank` others. A provider that comes back is used at its pace, and
+-- not at all while calls may be under way that are not known any more.
 local function slots_free(provider, rank)
   if provider.concurrency == 0 then return math.huge end
   local state = provider.state
+  if state.now < state.unknown_until then return 0 end
   local usable = math.max(1, math.floor(provider.concurrency * ramp(state)))
-  return usable - slots_taken(provider.slots, state.now, provider.lease) - rank
+  return usable - slots_taken(provider.slots, state.now) - rank
 end
 
-local function take_slot(key, attempt, now, start, lease)
+local function hold_slot(key, attempt, start)
+  redis.call('ZADD', key, string.format('%.6f', start + SLOT_LEASE), attempt)
+end
+
+local function take_slot(key, attempt, now, start)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('%.6f', now))
-  redis.call('ZADD', key, string.format('%.6f', start + lease), attempt)
+  hold_slot(key, attempt, start)
+end
+
+-- When the lease of a call ends; 0 if it has none.
+local function held_until(key, attempt)
+  return tonumber(redis.call('ZSCORE', key, attempt) or 0)
 end

@@ -11,10 +11,11 @@ local function blank(key, now)
     failures = 0, openings = 0,                     -- failed calls in a row; openings in a row
     failing = 0, outcomes = 0,                      -- share of calls that fail; calls it is known from
     open_until = 0, open_why = '', disabled = 0,    -- 0: closed; else out until then, then one probe
-    probe = '', probe_until = 0,                    -- attempt id of the one probe, end of its lease
+    probe = '',                                     -- attempt id of the one probe, see slots.lua
     era = 0, closed_at = 0,                         -- grows whenever the breaker closes; when it did
     peak = 0, cut_at = 0,                           -- share of the limit when it was cut, see pace.lua
     ratio = 1,                                      -- real input tokens per estimated one
+    born = '', unknown_until = 0,                   -- when it was first written; see loss.lua
   }
 end
 
@@ -53,6 +54,7 @@ local function save_state(state)
     state.forget = nil
   end
   set(state, 'last', state.now)
+  if state.born == '' then set(state, 'born', string.format('%.6f', state.now)) end
   local changed = {}
   for name in pairs(state.dirty) do
     local value = state[name]
