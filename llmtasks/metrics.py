@@ -28,11 +28,29 @@ cache_hits = Counter(
 calls = Counter("llm_calls", "Model calls by how they ended.", ["provider", "model", "outcome"])
 jobs = Counter("llm_jobs", "Runs of jobs by how they ended.", ["task_type", "state"])
 provider_limit = Gauge(
+    "llm_provider_limit_per_minute",
+    "What a provider may be asked for in a minute, as configured.",
+    ["provider", "dimension"],
+)
+provider_effective_limit = Gauge(
     "llm_provider_effective_limit_ratio",
     "Share of a provider's configured limits that is used.",
     ["provider"],
 )
+provider_promised = Gauge(
+    "llm_provider_promised_seconds",
+    "How far ahead a provider's quota is promised.",
+    ["provider", "dimension"],
+)
+provider_in_flight = Gauge(
+    "llm_provider_in_flight", "Calls in flight, where they are limited.", ["provider"]
+)
 provider_waiting = Gauge("llm_provider_waiting", "Calls in a provider's line.", ["provider"])
+provider_opening = Gauge(
+    "llm_provider_next_opening_seconds",
+    "Until a provider may be called again; 0 for now.",
+    ["provider"],
+)
 provider_state = Gauge(
     "llm_provider_state",
     "1 for the state that a provider is in, 0 for the others.",

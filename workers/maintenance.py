@@ -175,8 +175,14 @@ class Maintenance:
     def observe(self) -> None:
         """Show how the providers stand, as the whole fleet sees them."""
         for status in self._loop.run(self._fleet.status(), timeout=10.0):
-            metrics.provider_limit.labels(status.name).set(status.effective_ratio)
+            metrics.provider_effective_limit.labels(status.name).set(status.effective_ratio)
             metrics.provider_waiting.labels(status.name).set(status.waiting)
+            metrics.provider_opening.labels(status.name).set(status.next_opening)
+            if status.in_flight is not None:
+                metrics.provider_in_flight.labels(status.name).set(status.in_flight)
+            for one in status.dimensions:
+                metrics.provider_limit.labels(status.name, one.name).set(one.per_minute)
+                metrics.provider_promised.labels(status.name, one.name).set(one.ahead_s)
             for state in ProviderState:
                 metrics.provider_state.labels(status.name, state).set(state == status.state)
 

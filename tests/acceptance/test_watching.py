@@ -76,6 +76,7 @@ def test_metrics_say_how_the_providers_stand(stack, sim):
     stack.submit("summarize", "--all", "--fresh")
     eventually(lambda: (state("ok"), state("blocked")) == (0, 1), "the pause is seen")
     assert standing("effective_limit_ratio") < 1
+    assert 40 < standing("next_opening_seconds") <= 60
 
 
 def test_flower_asks_for_the_password_and_shows_a_retry_with_its_reason(stack, sim):
