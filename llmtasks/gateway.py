@@ -15,7 +15,7 @@ import functools
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from llmtasks.admission import (
     Go,
     Hit,
     Outcome,
+    Outpost,
     RateLimited,
     Rejected,
     Succeeded,
@@ -63,6 +64,9 @@ OK = "ok"
 
 #: A grant that could not be used within so many seconds of its slot is given back and asked for anew.
 LATE_S = 1.0
+
+#: Seconds that an answer, or a question that is given up, waits for a Redis that hangs.
+HANGS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +147,7 @@ class Gateway:
     """Asks questions on behalf of the jobs of one process. Lives on the loop.
 
     Args:
-        admission: The fleet's decisions.
+        admission: The fleet's decisions, or those of a process that may go on alone.
         providers: The clients by provider name.
         policy: `[retry]` of the settings.
         park_after_s: A longer block than this leaves as `NotNow`.
@@ -152,7 +156,7 @@ class Gateway:
 
     def __init__(
         self,
-        admission: Admission,
+        admission: Admission | Outpost,
         providers: Mapping[str, Provider],
         *,
         policy: Policy,
@@ -165,6 +169,7 @@ class Gateway:
         self._park_after_s = park_after_s
         self._calls = asyncio.Semaphore(max_calls)
         self._stopping = asyncio.Event()
+        self._telling: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
         """Let calls in flight finish and send every waiting question away with `NotNow`."""
@@ -251,10 +256,13 @@ class Gateway:
             return await asyncio.shield(admitting)
         except asyncio.CancelledError:
             with contextlib.suppress(LLMTasksError):
-                decision = await admitting
-                if isinstance(decision, Go):
-                    await self._give_back(decision)
+                await self._tell(self._return(admitting))
             raise
+
+    async def _return(self, admitting: asyncio.Future[Decision]) -> None:
+        decision = await admitting
+        if isinstance(decision, Go):
+            await self._give_back(decision)
 
     async def _granted(
         self, go: Go, question: Question, journal: Journal
@@ -275,14 +283,13 @@ class Gateway:
         due = time.monotonic() + go.delay
         if await self._stopped_within(go.delay):
             raise NotNow("the worker is stopping")
-        if time.monotonic() - due > LATE_S:
-            return False
-        if go.delay <= CONFIRM_ABOVE_S:
-            return True
-        try:
-            return await self._admission.confirm(go) <= 0
-        except AdmissionUnavailable:
-            return True  # the grant was given: outstanding ones drain
+        if go.delay > CONFIRM_ABOVE_S:
+            # Without an answer the grant stands: outstanding ones drain, also when Redis hangs.
+            with contextlib.suppress(AdmissionUnavailable, TimeoutError):
+                async with asyncio.timeout(LATE_S / 2):
+                    if await self._admission.confirm(go) > 0:
+                        return False
+        return time.monotonic() - due <= LATE_S
 
     async def _call(self, go: Go, question: Question, journal: Journal) -> Answer | _Failure:
         """The call itself, its bookkeeping, and its settlement, whatever happens."""
@@ -387,7 +394,7 @@ class Gateway:
     async def _leave(self, waiter: str, *, failed: bool) -> None:
         """Let others go on at once, also while being cancelled. Without Redis their own timers do."""
         with contextlib.suppress(AdmissionUnavailable):
-            await asyncio.shield(self._admission.leave(waiter, failed=failed))
+            await self._tell(self._admission.leave(waiter, failed=failed))
 
     async def _give_back(self, go: Go) -> None:
         await self._settle(go, Abandoned())
@@ -397,9 +404,28 @@ class Gateway:
         concurrency slot runs out by itself: a paid answer is not thrown away for that.
         """
         try:
-            await asyncio.shield(self._admission.settle(go, outcome))
+            await self._tell(self._admission.settle(go, outcome))
         except AdmissionUnavailable as error:
             logs.warning(_log, "unsettled", provider=go.provider, why=describe(error))
+
+    async def _tell(self, news: Coroutine[Any, Any, None]) -> None:
+        """Tell the fleet, to the end, whatever becomes of who tells it; but nobody waits for long.
+
+        Raises:
+            AdmissionUnavailable: Redis is away, or hangs: it is still told when it answers soon.
+        """
+        telling = asyncio.ensure_future(news)
+        self._telling.add(telling)
+        telling.add_done_callback(self._told)
+        await asyncio.wait((telling,), timeout=HANGS_S)
+        if not telling.done():
+            raise AdmissionUnavailable("the fleet's Redis hangs")
+        telling.result()
+
+    def _told(self, telling: asyncio.Task[None]) -> None:
+        self._telling.discard(telling)
+        if not telling.cancelled():
+            telling.exception()  # seen; a Redis that is away is said by whoever asks it next
 
 
 def _claim(question: Question, waiter: str, tried: tuple[str, ...], *, returned: bool) -> Claim:

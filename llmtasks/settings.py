@@ -113,6 +113,20 @@ class Redis(_Section, frozen=True):
     """Begins every key of limits, health and cache: fleets that share a server need different ones, and do
     then not share limits.
     """
+    local_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """The part of every limit that one worker process may spend by itself while this Redis does not answer,
+    from 5 seconds after that until `local_for_s`; what it grants itself then is known to nobody else. 0: it
+    holds its jobs until Redis is back, and no limit is ever exceeded. With `k` of `N` processes cut off from
+    a Redis that serves the others, the fleet can reach `1 + k * local_share` times a limit; with all of them
+    cut off, `N * local_share` times. So give at most `1/N`, or less where a cut may go through the fleet. Of
+    `max_concurrency` it is rounded down, to none where it is less than one; the burst counts once per
+    process, and so does a single call that is larger than that. A process that never reached Redis, or whose
+    provider was out, is blocked or fails, holds. Nothing is looked up in the cache meanwhile, and the same
+    question may be paid once per job; lines, tenants and priorities are kept by nobody. Only jobs that the
+    broker still holds or the feeder can bring go on: give `broker.url` another server.
+    """
+    local_for_s: Seconds = 60.0
+    """Seconds after the last answer of Redis when a process with a `local_share` holds after all."""
 
 
 class Database(_Section, frozen=True):

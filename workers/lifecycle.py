@@ -34,6 +34,7 @@ from workers.maintenance import Maintenance
 
 _log = logs.get("worker")
 
+Fleet = admission.Admission | admission.Outpost
 
 #: Seconds between two looks, during the drain, at whether somebody is in a hurry.
 _HURRY_LOOK_S = 0.1
@@ -126,14 +127,9 @@ class Runtime:
             metrics=url or "off",
         )
 
-    async def _connect(self, keys: Mapping[str, str | None]) -> tuple[admission.Admission, Gateway]:
+    async def _connect(self, keys: Mapping[str, str | None]) -> tuple[Fleet, Gateway]:
         settings = self.settings
-        fleet = admission.Admission(
-            admission.connect(settings.redis_url),
-            prefix=settings.redis.prefix,
-            providers=settings.providers,
-            cache=settings.cache,
-        )
+        fleet = _fleet(settings)
         gateway = Gateway(
             fleet,
             {p.name: providers.build(p, keys[p.name]) for p in settings.providers},
@@ -330,10 +326,26 @@ def _handler(executor: Executor) -> tasks.Handler:
     return handle
 
 
+def _fleet(settings: Settings) -> Fleet:
+    """The fleet's decisions; where it is allowed, those of a process that goes on alone."""
+    fleet = admission.Admission(
+        admission.connect(settings.redis_url),
+        prefix=settings.redis.prefix,
+        providers=settings.providers,
+        cache=settings.cache,
+    )
+    if settings.redis.local_share == 0:
+        return fleet
+    alone = admission.Alone(settings.providers, settings.redis.local_share)
+    outpost = admission.Outpost(fleet, alone, local_for_s=settings.redis.local_for_s)
+    outpost.start()
+    return outpost
+
+
 async def _call(function: Callable[[], None]) -> None:
     function()
 
 
-async def _close(fleet: admission.Admission, gateway: Gateway) -> None:
+async def _close(fleet: Fleet, gateway: Gateway) -> None:
     await gateway.aclose()
     await fleet.aclose()

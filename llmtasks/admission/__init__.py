@@ -15,6 +15,7 @@ and in the end `await admission.leave(claim.waiter)`, if it was not an answer of
 from __future__ import annotations
 
 from llmtasks.admission.admission import CONFIRM_ABOVE_S, Admission
+from llmtasks.admission.alone import Alone
 from llmtasks.admission.connection import connect
 from llmtasks.admission.decisions import (
     Abandoned,
@@ -35,12 +36,14 @@ from llmtasks.admission.decisions import (
     Succeeded,
     Wait,
 )
+from llmtasks.admission.outpost import Outpost
 from llmtasks.admission.wakes import Bell
 
 __all__ = [
     "CONFIRM_ABOVE_S",
     "Abandoned",
     "Admission",
+    "Alone",
     "Bell",
     "Claim",
     "Decision",
@@ -52,6 +55,7 @@ __all__ = [
     "Go",
     "Hit",
     "Outcome",
+    "Outpost",
     "ProviderState",
     "ProviderStatus",
     "RateLimited",

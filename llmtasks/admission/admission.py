@@ -226,8 +226,9 @@ class Admission:
         `failed`: with an error that others may well meet too, not because its job or its process
         was stopped. Costs nothing for one that neither leads nor waits in a line.
         """
-        await self._withdraw(waiter)
+        # First what needs no Redis: nobody would ask a question that is led for ever.
         lead = await self._leases.release(waiter)
+        await self._withdraw(waiter)
         if lead is None:
             return
         arguments = msgspec.msgpack.encode([waiter, lead.of, int(failed)])
