@@ -193,7 +193,7 @@ class StoreUnavailable(LLMTasksError):
 
 
 class AdmissionUnavailable(LLMTasksError):
-    """The fleet's Redis does not answer, so nobody may call a provider: jobs hold."""
+    """The fleet's Redis does not answer, so jobs hold, or go on at a share (`[redis] local_share`)."""
 
 
 class NotNow(LLMTasksError):

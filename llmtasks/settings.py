@@ -114,16 +114,17 @@ class Redis(_Section, frozen=True):
     then not share limits.
     """
     local_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    """The part of every limit that one worker process may spend by itself while this Redis does not answer,
-    from 5 seconds after that until `local_for_s`; what it grants itself then is known to nobody else. 0: it
-    holds its jobs until Redis is back, and no limit is ever exceeded. With `k` of `N` processes cut off from
-    a Redis that serves the others, the fleet can reach `1 + k * local_share` times a limit; with all of them
-    cut off, `N * local_share` times. So give at most `1/N`, or less where a cut may go through the fleet. Of
-    `max_concurrency` it is rounded down, to none where it is less than one; the burst counts once per
-    process, and so does a single call that is larger than that. A process that never reached Redis, or whose
-    provider was out, is blocked or fails, holds. Nothing is looked up in the cache meanwhile, and the same
-    question may be paid once per job; lines, tenants and priorities are kept by nobody. Only jobs that the
-    broker still holds or the feeder can bring go on: give `broker.url` another server.
+    """The part (0 to 1) of every limit that one worker process may spend by itself while this Redis does not
+    answer: from 5 seconds after that, when what others were granted is used up, until `local_for_s`. 0: it
+    holds its jobs until Redis is back, and no limit is exceeded. What a process grants itself nobody else
+    knows: with `k` of `N` processes cut off from a Redis that serves the others, the fleet can reach
+    `1 + k * local_share` times a limit `L`, with all of them cut off `N * local_share` times. So give at most
+    `1/N`, and less where a cut may go through the middle of the fleet. In any `W` seconds one process is
+    granted at most `local_share * L * W / 60`, and `burst_s` of that or one call, whichever is more. Of
+    `max_concurrency` the share is rounded down: to none, where it is less than one. A process that never
+    reached Redis holds; a provider that was out, asks for silence or fails once is left alone. Meanwhile
+    there is no cache, the same question may be paid by several jobs, and tenants and priorities have no
+    order. All of it needs a broker that answers: give the two different servers.
     """
     local_for_s: Seconds = 60.0
     """Seconds after the last answer of Redis when a process with a `local_share` holds after all."""

@@ -161,6 +161,8 @@ class Maintenance:
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
         """Do it; a trouble is logged when it is a new one, and the next turn tries again."""
+        if self._not_feeding.is_set():
+            return  # each may have to wait for a server that hangs
         trouble = None
         try:
             action()

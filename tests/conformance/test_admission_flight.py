@@ -25,6 +25,7 @@ from llmtasks.admission import (
     connect,
 )
 from llmtasks.admission.wakes import Bell, Wakes
+from llmtasks.errors import AdmissionUnavailable
 from llmtasks.messages import Completion, FinishReason, Usage
 
 MakeFleet = Callable[..., Fleet]
@@ -252,6 +253,23 @@ def test_a_server_that_lost_everything_is_told_who_leads(fleet: MakeFleet) -> No
     f.command("DEL", f"{f.prefix}:f:{{k}}")
     f.run(f.admission._leases.renew())
     f.follow(key="k")
+
+
+def test_who_leaves_while_the_server_is_away_leads_no_more(own_valkey: RestartableValkey) -> None:
+    f = Fleet(own_valkey.url, [provider("a", requests_per_minute=60, burst_s=0)])
+    try:
+        while isinstance(f.admit(), Go):
+            pass
+        f.wait(waiter="process.first", key="k")
+        own_valkey.stop()
+        with pytest.raises(AdmissionUnavailable):
+            f.leave("process.first")
+        own_valkey.start()
+        f.set_clock(f.now)
+        f.run(f.admission._flights.renew())
+        assert isinstance(f.admit(waiter="process.second", key="k"), Go)
+    finally:
+        f.close()
 
 
 def test_a_sleeper_that_wakes_up_cannot_take_the_lead_back(fleet: MakeFleet) -> None:

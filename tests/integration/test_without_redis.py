@@ -19,10 +19,13 @@ HORIZON_S = 5.0
 LATE_S = 1.2
 
 #: Seconds that a worker that is told to stop gives its calls.
-DRAIN_S = 2.0
+DRAIN_S = 1.0
+
+#: Seconds that it may take beyond that: what hangs is waited for, but not for ever.
+CLOSE_S = 20.0
 
 #: Seconds after its last answer until a process with a share of its own holds, and how large that is.
-LOCAL_FOR_S = 11.0
+LOCAL_FOR_S = 9.0
 SHARE = 0.5
 
 
@@ -67,26 +70,26 @@ def all_done_once(stack, batch, sim, documents: int) -> None:
 
 
 def test_what_was_granted_drains_then_jobs_hold_and_go_on_by_themselves(start, sim, own_valkey):
-    stack, _, batch = start(45)
+    stack, _, batch = start(36)
     own_valkey.stop()
     killed = time.time()
-    passed(HORIZON_S + LATE_S + 1.0, killed)
+    passed(HORIZON_S + LATE_S + 0.3, killed)
     drained = arrivals(sim, killed)
     assert 5 <= len(drained) <= LIMIT / 60 * (HORIZON_S + BURST_S) + 1
     assert drained[-1] <= HORIZON_S + LATE_S
     assert stack.status(batch)["failed"] == 0
     own_valkey.start()
-    all_done_once(stack, batch, sim, 45)
+    all_done_once(stack, batch, sim, 36)
 
 
 def test_with_a_share_of_its_own_a_worker_goes_on_at_that_pace_for_a_while(start, sim, own_valkey):
-    stack, _, batch = start(64, local_share=SHARE, local_for_s=LOCAL_FOR_S)
+    stack, _, batch = start(48, local_share=SHARE, local_for_s=LOCAL_FOR_S)
     own_valkey.stop()
     killed = time.time()
-    passed(LOCAL_FOR_S + 1.5, killed)
+    passed(LOCAL_FOR_S + 1.0, killed)
     calls = arrivals(sim, killed)
     alone = [at for at in calls if at > HORIZON_S + 0.1]
-    assert len(alone) >= 4
+    assert len(alone) >= 3
     assert alone[-1] <= LOCAL_FOR_S + 0.2
     for window_s in (1.0, 2.0, 5.0):
         most = SHARE * LIMIT / 60 * (window_s + BURST_S)
@@ -94,20 +97,21 @@ def test_with_a_share_of_its_own_a_worker_goes_on_at_that_pace_for_a_while(start
         assert most_within([(at, 1.0) for at in calls], window_s) <= most / SHARE + 1
     assert stack.status(batch)["failed"] == 0
     own_valkey.start()
-    all_done_once(stack, batch, sim, 64)
+    all_done_once(stack, batch, sim, 48)
 
 
 def test_a_redis_that_hangs_is_gone_and_the_worker_still_stops(start, sim, own_valkey):
-    stack, worker, batch = start(35)
+    stack, worker, batch = start(32)
     own_valkey.signal(signal.SIGSTOP)
     stopped = time.time()
     try:
-        passed(HORIZON_S + LATE_S + 0.5, stopped)
+        passed(HORIZON_S + LATE_S + 0.3, stopped)
         drained = arrivals(sim, stopped)
         assert len(drained) >= 5
         assert drained[-1] <= HORIZON_S + LATE_S
-        assert worker.terminate(timeout=DRAIN_S + 10.0) == 0
+        assert worker.terminate(timeout=DRAIN_S + CLOSE_S) == 0
     finally:
         own_valkey.signal(signal.SIGCONT)
-    stack.worker(concurrency=SLOTS)
-    all_done_once(stack, batch, sim, 35)
+    status = stack.status(batch)
+    assert status["completed"] == sim.stats()["answered"]  # no answer waited for Redis in vain
+    assert (status["queued"], status["failed"]) == (32 - status["completed"], 0)
