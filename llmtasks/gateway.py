@@ -416,16 +416,12 @@ class Gateway:
         """
         telling = asyncio.ensure_future(news)
         self._telling.add(telling)
-        telling.add_done_callback(self._told)
-        await asyncio.wait((telling,), timeout=HANGS_S)
-        if not telling.done():
-            raise AdmissionUnavailable("the fleet's Redis hangs")
-        telling.result()
-
-    def _told(self, telling: asyncio.Task[None]) -> None:
-        self._telling.discard(telling)
-        if not telling.cancelled():
-            telling.exception()  # seen; a Redis that is away is said by whoever asks it next
+        telling.add_done_callback(self._telling.discard)
+        try:
+            async with asyncio.timeout(HANGS_S):
+                await asyncio.shield(telling)
+        except TimeoutError:
+            raise AdmissionUnavailable("the fleet's Redis hangs") from None
 
 
 def _claim(question: Question, waiter: str, tried: tuple[str, ...], *, returned: bool) -> Claim:

@@ -225,14 +225,18 @@ def test_a_backlog_uses_the_whole_share_and_no_more():
     assert len(starts) == 60 + HORIZON_S
 
 
-@pytest.mark.parametrize(("reserved", "real", "delay"), [(100, 400, 8.0), (400, 100, 2.0)])
-def test_the_real_output_counts(reserved, real, delay):
+@pytest.mark.parametrize(
+    ("reserved", "real", "seconds", "delay"),
+    [(100, 400, 0.0, 8.0), (400, 100, 0.0, 2.0), (100, 400, 60.0, 6.0), (400, 100, 60.0, 0.0)],
+)
+def test_the_real_output_counts(reserved, real, seconds, delay):
     one = provider(kind="anthropic", output_tokens_per_minute=6000, burst_s=0)
     process = Process([one], share=0.5)
     go = process.go((1, reserved))
+    process.now += seconds
     process.settle(go, Succeeded(usage=Usage(input_tokens=1, output_tokens=real)))
-    waits = process.admit((1, 1))
-    behind = waits.delay + (HORIZON_S if isinstance(waits, Wait) else 0)
+    following = process.admit((1, 1))
+    behind = following.delay + (HORIZON_S if isinstance(following, Wait) else 0)
     assert behind == pytest.approx(delay)
 
 
