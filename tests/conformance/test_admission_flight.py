@@ -266,7 +266,7 @@ def test_who_leaves_while_the_server_is_away_leads_no_more(own_valkey: Restartab
             f.leave("process.first")
         own_valkey.start()
         f.set_clock(f.now)
-        f.run(f.admission._flights.renew())
+        f.run(f.admission._leases.renew())
         assert isinstance(f.admit(waiter="process.second", key="k"), Go)
     finally:
         f.close()

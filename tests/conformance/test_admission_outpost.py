@@ -161,7 +161,8 @@ def test_it_goes_on_alone_after_the_grants_of_others_and_goes_back_by_itself(
             await one.outpost.settle(second, Abandoned())
             (status,) = await one.outpost.status()
             assert status.dimensions[0].ahead_s == 0
-            assert (await one.go()).delay == 0
+            # It came back empty: what it may have forgotten is let pass first.
+            assert (await one.go()).delay == pytest.approx(5, abs=0.1)
             (status,) = await one.outpost.status()
             assert status.dimensions[0].ahead_s > 0
 
