@@ -39,6 +39,11 @@ an exception as its class name and arguments. Messages never hold document text 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmtasks.messages import StatedLimits
+
 
 class LLMTasksError(Exception):
     """Base of everything this project raises on purpose."""
@@ -121,7 +126,21 @@ class ProviderError(LLMTasksError):
 
 
 class RateLimitError(ProviderError):
-    """The provider asked to come back after `retry_after` seconds."""
+    """The provider asked to come back after `retry_after` seconds.
+
+    `limits` are those that it says it enforces; None when it says nothing.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        provider: str = "",
+        retry_after: float | None = None,
+        limits: StatedLimits | None = None,
+    ) -> None:
+        super().__init__(message, provider=provider, retry_after=retry_after)
+        self.limits = limits
 
 
 class QuotaExhausted(ProviderError):

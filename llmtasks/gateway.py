@@ -310,10 +310,10 @@ class Gateway:
             with metrics.active_requests.labels(provider.model).track_inprogress():
                 completion = await provider.complete(question.request)
             call = _answered(call, completion)
-            settlement = Succeeded(usage=completion.usage)
+            settlement = Succeeded(usage=completion.usage, limits=completion.limits)
             output = await _accepted(completion, question, journal)
             call = replace(call, outcome=OK, answer=completion.text)
-            settlement = Succeeded(usage=completion.usage, answer=completion)
+            settlement = replace(settlement, answer=completion)
         except ProviderError as error:
             call = replace(call, outcome=type(error).__name__)
             settlement, paid = self._settlement(error), error.maybe_paid
@@ -332,7 +332,7 @@ class Gateway:
         match error:
             case RateLimitError():
                 delay = rate_limit_delay(error, self._policy)
-                return RateLimited(retry_after=delay, reason=_why(error))
+                return RateLimited(retry_after=delay, reason=_why(error), limits=error.limits)
             case QuotaExhausted() | AuthenticationFailed():
                 logs.error(_log, "provider-out", provider=error.provider, why=describe(error))
                 return Disabled(reason=describe(error))

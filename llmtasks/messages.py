@@ -49,10 +49,21 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatedLimits:
+    """What a provider says of the limits it enforces, per minute. None: it says nothing of that one."""
+
+    requests: float | None = None
+    tokens: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One model answer. `latency_s` is in seconds; `request_id` is the provider's, for its support.
 
-    `usage` is None when the provider did not count the tokens: unknown, not zero.
+    `usage` is None when the provider did not count the tokens: unknown, not zero. `limits` came with
+    this very answer and are not kept with it.
     """
 
     text: str
@@ -62,3 +73,4 @@ class Completion:
     usage: Usage | None
     latency_s: float = 0.0
     request_id: str | None = None
+    limits: StatedLimits | None = None

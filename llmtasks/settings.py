@@ -180,7 +180,9 @@ class Provider(_Section, frozen=True):
     a weight can take a call. Where all are 0 they share equally.
     """
     requests_per_minute: PerMinute | None = None
-    """Calls per minute."""
+    """Calls per minute. This and the next three are what is used at the most: where the provider states a
+    lower limit in the headers of its answers, that one is kept to for as long as it does.
+    """
     tokens_per_minute: PerMinute | None = None
     """Tokens per minute, input and the reserved output together, as OpenAI counts. Not together with the two
     below.

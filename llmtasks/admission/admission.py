@@ -203,6 +203,7 @@ class Admission:
             go.waiter,
             go.key or "",
             limits.ratio(go, outcome),
+            limits.stated(provider, outcome),
         ]
         packed = [
             msgspec.msgpack.encode(arguments),

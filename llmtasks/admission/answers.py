@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import msgspec
 
@@ -15,8 +16,8 @@ _LEVEL = 3
 
 
 def encode(answer: Completion) -> bytes:
-    """The value to keep."""
-    return zlib.compress(msgspec.json.encode(answer), _LEVEL)
+    """The value to keep: without what the provider said of itself that day."""
+    return zlib.compress(msgspec.json.encode(replace(answer, limits=None)), _LEVEL)
 
 
 def decode(value: bytes | None) -> Completion | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llmtasks.messages import Completion, Usage
+from llmtasks.messages import Completion, StatedLimits, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,19 +96,22 @@ Decision = Hit | Go | Wait | Follow
 class Succeeded:
     """The provider answered. `answer` goes to the cache; None when it must not (cut, refused).
 
-    `usage` None: the provider did not count, and what was reserved counts as consumed.
+    `usage` None: the provider did not count, and what was reserved counts as consumed. `limits` are those
+    that it said it enforces: where they are lower than the configured ones, they hold.
     """
 
     usage: Usage | None
     answer: Completion | None = None
+    limits: StatedLimits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimited:
-    """The provider wants no call of anybody for `retry_after` seconds."""
+    """The provider wants no call of anybody for `retry_after` seconds. `limits` as in `Succeeded`."""
 
     retry_after: float
     reason: str = "rate limited"
+    limits: StatedLimits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +173,8 @@ class ProviderStatus:
     `next_opening` is in how many seconds a block ends, `next_free` in how many a small call could
     start; both 0.0 for now. `in_flight` is counted for providers with a `max_concurrency` only.
     `waiting` calls stand in its line (one may stand in several). `effective_ratio` is the share of its
-    limits that is used: less than 1 after it has said that there are too many, or while it comes back.
+    limits that is used: less than 1 after it has said that there are too many, while it states lower ones
+    (then of the dimension that is furthest below), or while it comes back.
     """
 
     name: str

@@ -5,9 +5,10 @@ Four dimensions in fixed order: requests; tokens (input and output together); in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
-from llmtasks.admission.decisions import Abandoned, Claim, Go, Outcome, Succeeded
+from llmtasks.admission.decisions import Abandoned, Claim, Go, Outcome, RateLimited, Succeeded
 from llmtasks.errors import DocumentTooLarge
 from llmtasks.settings import Provider
 
@@ -70,6 +71,23 @@ def ratio(go: Go, outcome: Outcome) -> float:
     if usage is None or not go.estimated:
         return 0.0
     return usage.input_tokens / go.estimated
+
+
+def stated(provider: Provider, outcome: Outcome) -> list[float]:
+    """The share of its configured limit that the provider says it enforces, at most 1, in each dimension.
+
+    0: it says nothing of it, or there is no limit to compare it with. [] when that is so of them all.
+    Providers state whole numbers: the whole part of what is configured is all of it.
+    """
+    said = outcome.limits if isinstance(outcome, Succeeded | RateLimited) else None
+    if said is None:
+        return []
+    named = (said.requests, said.tokens, said.input_tokens, said.output_tokens)
+    shares = [
+        (1.0 if one >= math.floor(limit) else one / limit) if one and limit else 0.0
+        for one, limit in zip(named, per_minute(provider), strict=True)
+    ]
+    return shares if any(shares) else []
 
 
 def fitting(providers: Sequence[Provider], claim: Claim) -> list[Provider]:

@@ -28,6 +28,7 @@ from llmtasks.errors import (
     TransientProviderError,
 )
 from llmtasks.providers.retry_after import asked_wait, retry_after
+from llmtasks.providers.stated import stated_limits
 
 
 class UnreadableAnswerError(ValueError):
@@ -382,7 +383,10 @@ def _of_status(fault: _Fault, origin: Origin, now: float) -> ProviderError:
     message = f"{origin.provider}: {what} ({_evidence(fault)})"
     if issubclass(rule.error, RateLimitError):
         return rule.error(
-            message, provider=origin.provider, retry_after=retry_after(fault.headers, now)
+            message,
+            provider=origin.provider,
+            retry_after=retry_after(fault.headers, now),
+            limits=stated_limits(fault.headers),
         )
     if issubclass(rule.error, TransientProviderError):
         return rule.error(

@@ -27,6 +27,7 @@ from llmtasks.providers.failures import (
     request_id,
     translate,
 )
+from llmtasks.providers.stated import stated_limits
 
 if TYPE_CHECKING:
     import anthropic
@@ -102,6 +103,7 @@ class SDKProvider(ABC):
                 usage=answer.usage,
                 latency_s=time.monotonic() - started,
                 request_id=request_id(response.headers, self._origin) or answer.id,
+                limits=stated_limits(response.headers),
             )
         # Not in the handler: the SDK's error quotes the response, which may quote the document, and
         # must not be printed as our error's context.

@@ -75,6 +75,12 @@ _SECONDS = click.FloatRange(min=0)
     type=_PER_MINUTE,
     help="Characters counted as one token.",
 )
+@click.option(
+    "--limit-headers/--no-limit-headers",
+    default=True,
+    show_default=True,
+    help="Whether responses state the limits.",
+)
 @click.option("--seed", default=0, show_default=True, help="Makes everything random repeatable.")
 @click.option("--log", type=click.Path(dir_okay=False), help="File that gets a line per request.")
 @click.option(
@@ -123,6 +129,7 @@ def _config(options: Mapping[str, Any]) -> Config:
         faults=planned,
         seed=options["seed"],
         chars_per_token=options["chars_per_token"],
+        limit_headers=options["limit_headers"],
         log=options["log"],
     )
 

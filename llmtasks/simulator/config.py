@@ -115,13 +115,17 @@ class Fault(Scope, frozen=True, kw_only=True):
 
 
 class Config(_Value, frozen=True, kw_only=True):
-    """Everything a simulator starts with. `log` is a file that gets a JSON line per request."""
+    """Everything a simulator starts with. `log` is a file that gets a JSON line per request.
+
+    Without `limit_headers` its responses do not say which limits there are.
+    """
 
     quotas: tuple[Quota, ...] = ()
     latencies: tuple[Latency, ...] = ()
     faults: tuple[Fault, ...] = ()
     seed: int = 0
     chars_per_token: Positive = 4.0
+    limit_headers: bool = True
     models: tuple[str, ...] = ("sim-small", "sim-large")
     log: str | None = None
     log_size: Count = 200_000

@@ -266,7 +266,7 @@ class Simulator:
         headers = {
             "retry-after": str(math.ceil(wait)),
             "retry-after-ms": str(math.ceil(wait * 1000)),
-            **dict(visit.wire.limits(account, visit.at)),
+            **self._limits(visit, account, visit.at),
         }
         return _failed(visit, Failure(status=429, kind=dimension, message=message), headers)
 
@@ -327,8 +327,11 @@ class Simulator:
         headers = {**base, visit.wire.request_id_header: visit.request_id}
         account = self._accounts.get(visit.key)
         if account is not None:
-            headers.update(visit.wire.limits(account, self.now()))
+            headers.update(self._limits(visit, account, self.now()))
         return headers
+
+    def _limits(self, visit: _Visit, account: quota.Account, now: float) -> dict[str, str]:
+        return dict(visit.wire.limits(account, now)) if self.config.limit_headers else {}
 
     async def _whole(
         self, visit: _Visit, ask: Ask, answer: Answer, pace: _Pace

@@ -20,7 +20,7 @@ from llmtasks.admission import (
     Rejected,
     Succeeded,
 )
-from llmtasks.messages import Usage
+from llmtasks.messages import StatedLimits, Usage
 from llmtasks.simulator.quota import Bucket
 
 MakeFleet = Callable[..., Fleet]
@@ -143,6 +143,145 @@ def test_half_of_the_limit_is_found_used_and_left_again(fleet: MakeFleet) -> Non
     end = restored + 300
     assert during(answers, end - 30, end) >= 0.95 * limit / 2
     assert len(callers.granted) >= len(answers)
+
+
+# --- limits that the provider states -----------------------------------------------------------------
+
+
+def told(**limits: float) -> Succeeded:
+    return Succeeded(usage=None, limits=StatedLimits(**limits))
+
+
+def steps_of(f: Fleet, count: int, tokens: tuple[int, int] = (1, 0)) -> list[float]:
+    """Seconds between grants that follow each other, in a backlog."""
+    paced = [f.go(tokens=tokens).delay for _ in range(count)]
+    return [later - sooner for sooner, later in itertools.pairwise(paced)]
+
+
+def test_a_lower_limit_that_is_stated_holds_for_the_whole_fleet_at_once(fleet: MakeFleet) -> None:
+    f = fleet(provider("a", requests_per_minute=60, burst_s=0))
+    f.settle(f.go(), told(requests=30))
+    assert ratio(f) == pytest.approx(0.5)
+    f.advance(10)
+    assert steps_of(f, 3) == pytest.approx([2, 2], abs=1e-4)
+
+
+@pytest.mark.parametrize("requests", [60, 61, 500, 86_400])
+def test_a_stated_limit_never_raises_the_pace_and_costs_no_bookkeeping(
+    fleet: MakeFleet, requests: float
+) -> None:
+    f = fleet(provider("a", requests_per_minute=60, burst_s=0))
+    for _ in range(20):
+        f.settle(f.go(), OK)
+        f.advance(1)
+    calls = [f.go() for _ in range(3)]
+    state = f.command("DUMP", f"{f.prefix}:{{llm}}:p:a")
+    for go in calls:
+        f.settle(go, told(requests=requests, tokens=5, input_tokens=5))
+    assert f.command("DUMP", f"{f.prefix}:{{llm}}:p:a") == state
+    assert ratio(f) == 1
+
+
+def test_a_stated_limit_is_followed_upwards_as_far_as_what_is_configured(fleet: MakeFleet) -> None:
+    f = fleet(provider("a", requests_per_minute=6000, burst_s=0))
+    shares = []
+    for requests in (600, 3000, 1500, 6000, 9000, 3000):
+        f.settle(f.go(), told(requests=requests))
+        shares.append(ratio(f))
+        f.advance(1)
+    assert shares == pytest.approx([0.1, 0.5, 0.25, 1, 1, 0.5])
+
+
+def test_what_a_late_answer_states_does_not_overwrite_what_is_known_since(
+    fleet: MakeFleet,
+) -> None:
+    f = fleet(provider("a", requests_per_minute=6000, burst_s=0))
+    first = f.go()
+    f.advance(1)
+    second = f.go()
+    f.advance(1)
+    third = f.go()
+    f.settle(second, told(requests=3000))
+    f.settle(first, told(requests=600))
+    assert ratio(f) == pytest.approx(0.5)
+    f.settle(third, told(requests=6000))
+    assert ratio(f) == 1
+
+
+def test_confirming_a_stated_limit_counts_as_news(fleet: MakeFleet) -> None:
+    f = fleet(provider("a", requests_per_minute=6000, burst_s=0))
+    f.settle(f.go(), told(requests=3000))
+    f.advance(1)
+    early = f.go()
+    f.advance(1)
+    f.settle(f.go(), told(requests=3000))
+    f.settle(early, told(requests=6000))
+    assert ratio(f) == pytest.approx(0.5)
+
+
+def test_a_limit_that_is_not_stated_any_more_is_forgotten(fleet: MakeFleet) -> None:
+    f = fleet(provider("a", requests_per_minute=6000, tokens_per_minute=60_000, burst_s=0))
+    f.settle(f.go(), told(requests=3000))
+    f.advance(599)
+    f.settle(f.go(), told(tokens=60_000))
+    assert ratio(f) == pytest.approx(0.5)
+    f.advance(601)
+    assert ratio(f) == 1
+    f.settle(f.go(), told(tokens=30_000))
+    f.advance(10)
+    assert steps_of(f, 3) == pytest.approx([0.01] * 2, abs=1e-4)
+
+
+def test_each_limit_is_lowered_by_what_is_stated_of_it_alone(fleet: MakeFleet) -> None:
+    """A fifth of the requests would do for these calls; their tokens are not slowed down."""
+    f = fleet(provider("a", requests_per_minute=6000, tokens_per_minute=60_000, burst_s=0))
+    f.settle(f.go(), told(requests=1200, tokens=60_000))
+    f.advance(10)
+    assert steps_of(f, 4, tokens=(500, 500)) == pytest.approx([1] * 3, abs=1e-4)
+
+
+def test_what_is_given_back_is_what_was_reserved_at_the_stated_pace(fleet: MakeFleet) -> None:
+    f = fleet(
+        provider(
+            "a",
+            kind="anthropic",
+            requests_per_minute=60,
+            input_tokens_per_minute=6000,
+            output_tokens_per_minute=6000,
+            burst_s=0,
+        )
+    )
+    f.settle(f.go(), told(requests=30, input_tokens=6000, output_tokens=1500))
+    f.advance(100)
+    go = f.go(tokens=(300, 200))
+    assert ahead(f) == pytest.approx([2, 3, 8], abs=1e-4)
+    f.settle(go, told(requests=60, input_tokens=6000, output_tokens=6000))
+    assert ahead(f) == pytest.approx([2, 3, 8], abs=1e-4)
+    f.advance(100)
+    f.settle(f.go(), told(requests=30, input_tokens=6000, output_tokens=1500))
+    f.advance(100)
+    go = f.go(tokens=(300, 200))
+    f.settle(go, Succeeded(usage=Usage(input_tokens=200, output_tokens=50)))
+    assert ahead(f) == pytest.approx([2, 2, 2], abs=1e-4)
+
+
+def ahead(f: Fleet) -> list[float]:
+    return [d.ahead_s for d in f.status("a").dimensions]
+
+
+def test_a_refusal_that_states_the_limit_lowers_to_it_and_no_further(fleet: MakeFleet) -> None:
+    f = fleet(provider("a", requests_per_minute=60, burst_s=0))
+    f.settle(f.go(), RateLimited(retry_after=0.1, limits=StatedLimits(requests=30)))
+    assert ratio(f) == pytest.approx(0.5)
+    f.advance(10)
+    f.settle(f.go(), TOO_MANY)
+    assert ratio(f) == pytest.approx(0.4, abs=1e-4)
+
+
+def test_an_absurdly_low_statement_does_not_silence_a_provider(fleet: MakeFleet) -> None:
+    f = fleet(provider("a", requests_per_minute=6000, burst_s=0))
+    f.settle(f.go(), told(requests=1))
+    assert ratio(f) == pytest.approx(0.02)
 
 
 # --- coming back -------------------------------------------------------------------------------------

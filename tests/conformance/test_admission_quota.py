@@ -12,10 +12,20 @@ from hypothesis import strategies as st
 from support.fleet import START, Fleet, provider
 from support.valkey import Valkey
 
-from llmtasks.admission import Abandoned, Claim, Go, RateLimited, Rejected, Succeeded, Wait
+from llmtasks.admission import (
+    Abandoned,
+    Claim,
+    Go,
+    Outcome,
+    RateLimited,
+    Rejected,
+    Succeeded,
+    Wait,
+)
 from llmtasks.admission.limits import costs, per_minute
 from llmtasks.errors import DocumentTooLarge
-from llmtasks.messages import Usage
+from llmtasks.messages import StatedLimits, Usage
+from llmtasks.settings import Provider
 
 MakeFleet = Callable[..., Fleet]
 
@@ -41,11 +51,30 @@ STEPS = st.lists(
         st.one_of(st.just(0.0), st.floats(0, 3), st.floats(0, 120)),  # seconds that pass
         st.integers(1, 600),  # input tokens
         st.integers(0, 400),  # output tokens
-        st.sampled_from([None, None, None, "blocked", "rejected"]),
+        st.sampled_from([None, None, None, "blocked", "rejected", 0.3, 1.0]),  # or share stated
     ),
     min_size=1,
     max_size=60,
 )
+
+
+#: What a provider states, in the order of the dimensions.
+STATED = ("requests", "tokens", "input_tokens", "output_tokens")
+
+
+def states(one: Provider, share: float) -> StatedLimits:
+    """A share of every limit that is configured."""
+    limits = zip(STATED, per_minute(one), strict=True)
+    return StatedLimits(**{name: share * limit for name, limit in limits if limit is not None})
+
+
+def ended(one: Provider, outcome: str | float) -> Outcome:
+    """How a call of the steps above ends."""
+    if outcome == "blocked":
+        return RateLimited(retry_after=4.0)
+    if isinstance(outcome, float):
+        return Succeeded(usage=None, limits=states(one, outcome))
+    return Rejected()
 
 
 def worst_excess(grants: list[tuple[float, float]], burst: float) -> float:
@@ -68,7 +97,7 @@ def worst_excess(grants: list[tuple[float, float]], burst: float) -> float:
 def test_no_window_in_any_dimension_exceeds_the_limit_of_its_time(
     valkey: Valkey, limits: list[dict[str, float]], burst: float, steps: list[Any]
 ) -> None:
-    """Also while calls wait in the line, and at the lower pace that a rate limit leaves."""
+    """Also while calls wait in the line, and at the lower pace that a rate limit leaves or headers state."""
     providers = [provider(f"p{i}", burst_s=burst, **one) for i, one in enumerate(limits)]
     fleet = Fleet(valkey.url, providers)
     granted: dict[str, list[tuple[float, float, tuple[float, ...]]]] = {
@@ -96,10 +125,10 @@ def test_no_window_in_any_dimension_exceeds_the_limit_of_its_time(
                 units = costs(claim.input_tokens, claim.output_tokens)
                 granted[decision.provider].append((start, pace[decision.provider], units))
                 if outcome == "blocked":
-                    fleet.settle(decision, RateLimited(retry_after=4.0))
                     blocked_until[decision.provider] = fleet.now + 4.0
-                elif outcome == "rejected":
-                    fleet.settle(decision, Rejected())
+                if outcome is not None:
+                    (one,) = (p for p in providers if p.name == decision.provider)
+                    fleet.settle(decision, ended(one, outcome))
     finally:
         fleet.close()
     for one in providers:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from llmtasks import errors, settings
-from llmtasks.messages import FinishReason, Request, Usage
+from llmtasks.messages import FinishReason, Request, StatedLimits, Usage
 from llmtasks.providers import Provider, build
 from tests.support.model_server import Fault, ModelServer, Reply, free_port, model_server
+from tests.support.simulated import simulated
 
 pytestmark = pytest.mark.anyio
 
@@ -372,6 +373,36 @@ async def test_a_redirect_is_not_followed_with_key_and_document(
         failure = await failing(kind, server, error_reply(307, location=elsewhere.url + "/steal"))
         assert elsewhere.received == []
     assert type(failure) is errors.RequestRejected
+
+
+# Limits that the provider states
+
+
+async def test_an_answer_and_a_rate_limit_carry_the_limits_of_the_provider(kind: Kind) -> None:
+    """Over HTTP to a provider that enforces them."""
+    if kind.name == "openai":
+        limits: dict[str, float] = {"requests": 1, "tokens": 60_000}
+    else:
+        limits = {"requests": 1, "input_tokens": 30_000, "output_tokens": 8000}
+    with simulated(**{f"{name}_per_minute": limit for name, limit in limits.items()}) as real:
+        url = real.openai_url if kind.name == "openai" else real.anthropic_url
+        async with provider(kind, url) as mine:
+            answer = await mine.complete(REQUEST)
+            with pytest.raises(errors.RateLimitError) as refused:
+                await mine.complete(REQUEST)
+    assert answer.limits == StatedLimits(**limits)
+    assert refused.value.limits == StatedLimits(**limits)
+
+
+async def test_a_provider_that_states_no_limits_is_one_that_states_none(
+    kind: Kind, server: ModelServer
+) -> None:
+    server.script(kind.reply(), error_reply(429, retry_after="1"))
+    async with provider(kind, server.url) as mine:
+        assert (await mine.complete(REQUEST)).limits is None
+        with pytest.raises(errors.RateLimitError) as refused:
+            await mine.complete(REQUEST)
+    assert refused.value.limits is None
 
 
 # Connections that break

@@ -541,6 +541,18 @@ def test_anthropic_headers_tell_limit_remaining_and_reset(provider, claude):
     assert 102 <= reset - provider.log()[0]["at"] <= 105
 
 
+def test_a_provider_may_keep_its_limits_to_itself():
+    with simulated(requests_per_minute=60, limit_headers=False) as silent:
+        client = openai.OpenAI(base_url=silent.openai_url, api_key="a", max_retries=0)
+        raw = client.chat.completions.with_raw_response.create(
+            model="m", messages=[{"role": "user", "content": "x"}]
+        )
+        assert not [name for name in raw.headers if "ratelimit" in name]
+        with pytest.raises(openai.RateLimitError) as refused:
+            ask_gpt(client)
+    assert not [name for name in refused.value.response.headers if "ratelimit" in name]
+
+
 def test_without_a_quota_there_are_no_rate_limit_headers(provider, gpt):
     raw = gpt.chat.completions.with_raw_response.create(
         model="m", messages=[{"role": "user", "content": "x"}]

@@ -61,8 +61,8 @@ class Scenario:
     The small jobs have `words`, a `large_share` of the jobs `large` times as many (the instructions and
     the answer do not grow). `limits` are shares of what the backlog needs, by dimension; the smallest
     binds. An answer has about 60 tokens and may have `max_output`. One provider for each of the `weights`.
-    `real` is what the provider allows of what it is configured to, `truth` the tokens it counts for one
-    that is estimated.
+    `real` is what the provider allows of what it is configured to, and `told` whether its answers say so;
+    `truth` the tokens it counts for one that is estimated.
     """
 
     about: str
@@ -74,6 +74,7 @@ class Scenario:
     limits: Mapping[str, float] = field(default_factory=lambda: {"requests": 1.0})
     weights: tuple[float, ...] = (1.0,)
     real: float = 1.0
+    told: bool = True
     truth: float = 1.0
 
 
@@ -104,7 +105,14 @@ SCENARIOS = {
         max_output=1024,
         limits={"output": 1.0},
     ),
-    "half": Scenario(about="the provider allows half of what is configured", real=0.5),
+    "half": Scenario(
+        about="the provider allows half of what is configured and does not say so",
+        real=0.5,
+        told=False,
+    ),
+    "stated": Scenario(
+        about="the provider allows half of what is configured and says so", real=0.5
+    ),
     "low": Scenario(about="estimates 5 % too low", limits={"tokens": 1.0}, truth=1.05),
     "high": Scenario(about="estimates 10 % too high", limits={"tokens": 1.0}, truth=0.9),
 }
@@ -362,6 +370,7 @@ class _Load:
                 jitter=JITTER_S,
                 chars_per_token=self.need.chars_per_token(self.scenario.truth),
                 burst=self.setup.burst_s,
+                limit_headers=self.scenario.told,
                 **limits,
             )
         )

@@ -81,9 +81,7 @@ class Simulated:
 def simulated(**options: Any) -> Iterator[Simulated]:
     """Runs `python -m llmtasks.simulator` with these options (`latency=0.1`, `seed=1`, ...)."""
     arguments = [
-        part
-        for name, value in options.items()
-        for part in (f"--{name.replace('_', '-')}", str(value))
+        part for name, value in options.items() for part in _argument(name.replace("_", "-"), value)
     ]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
     process = subprocess.Popen(
@@ -99,6 +97,12 @@ def simulated(**options: Any) -> Iterator[Simulated]:
         yield Simulated(json.loads(line), process.pid)
     finally:
         _end(process)
+
+
+def _argument(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
 
 
 def _end(process: subprocess.Popen[str]) -> None:

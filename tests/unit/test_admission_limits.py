@@ -22,7 +22,7 @@ from llmtasks.admission import (
 )
 from llmtasks.admission.scripts import compose
 from llmtasks.errors import DocumentTooLarge
-from llmtasks.messages import Completion, FinishReason, Usage
+from llmtasks.messages import Completion, FinishReason, StatedLimits, Usage
 
 
 def claim(input_tokens: int, output_tokens: int) -> Claim:
@@ -76,6 +76,31 @@ def test_only_an_estimate_and_its_real_count_teach_anything() -> None:
     assert limits.ratio(estimated, Failed()) == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "shares"),
+    [
+        (None, []),
+        (StatedLimits(input_tokens=10), []),
+        (StatedLimits(requests=300), [0.5, 0, 0, 0]),
+        (StatedLimits(requests=600, tokens=30_000), [1, 0.5, 0, 0]),
+        (StatedLimits(requests=14_400, tokens=10**9), [1, 1, 0, 0]),
+    ],
+)
+def test_stated_limits_are_shares_of_those_configured_and_never_more(
+    said: StatedLimits | None, shares: list[float]
+) -> None:
+    ours = provider("p", requests_per_minute=600, tokens_per_minute=60_000)
+    for outcome in (Succeeded(usage=None, limits=said), RateLimited(retry_after=1, limits=said)):
+        assert limits.stated(ours, outcome) == shares
+    assert limits.stated(ours, Failed()) == []
+
+
+def test_a_stated_whole_number_is_all_of_a_configured_fraction() -> None:
+    said = Succeeded(usage=None, limits=StatedLimits(requests=1, tokens=60_000))
+    ours = provider("p", requests_per_minute=1.5, tokens_per_minute=60_000.7)
+    assert limits.stated(ours, said) == [1, 1, 0, 0]
+
+
 def test_an_abandoned_call_gives_everything_back() -> None:
     assert limits.changes(provider("p"), GO, Abandoned()) == (-1, -1400, -1000, -400)
 
@@ -122,6 +147,11 @@ def test_only_fitting_providers_stay_eligible() -> None:
 
 def test_a_cached_answer_survives_its_encoding() -> None:
     assert answers.decode(answers.encode(ANSWER)) == ANSWER
+
+
+def test_what_a_provider_said_of_its_limits_is_not_cached() -> None:
+    told = replace(ANSWER, limits=StatedLimits(requests=5))
+    assert answers.decode(answers.encode(told)) == ANSWER
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import openai._exceptions
 import pytest
 
 from llmtasks import errors
+from llmtasks.messages import StatedLimits
 from llmtasks.providers.failures import BY_STATUS, RAISED, STATUS, Origin, _rule, translate
 
 ORIGIN = Origin(provider="somewhere", model="small-1", secret="sk-verysecret")
@@ -330,6 +331,13 @@ def test_a_rate_limit_carries_its_wait_and_an_outage_only_what_was_asked_for() -
     assert down.retry_after is None
     assert isinstance(asked, errors.ProviderUnavailable)
     assert asked.retry_after == 9.0
+
+
+def test_a_rate_limit_carries_the_limits_that_the_provider_states() -> None:
+    headers = {"x-ratelimit-limit-requests": "500", "x-ratelimit-limit-tokens": "0"}
+    limited = translate(status_error(openai, 429, headers=headers), ORIGIN, 0.0)
+    assert isinstance(limited, errors.RateLimitError)
+    assert limited.limits == StatedLimits(requests=500)
 
 
 def test_an_unknown_model_is_named() -> None:

@@ -25,7 +25,7 @@ local function promised(state, rates, quota)
   for d, name in ipairs(DIMENSIONS) do
     if rates[d] > 0 then
       local seconds = math.max(0, state[name] - state.now)
-      if quota then seconds = seconds + stretch(state, quota[d]) end
+      if quota then seconds = seconds + stretch(state, d, quota[d]) end
       if seconds > ahead then ahead = seconds end
     end
   end
@@ -37,7 +37,7 @@ local function lengths_of(state, rates, costs)
   local lengths = {}
   for d = 1, #DIMENSIONS do lengths[d] = costs[d] * rates[d] end
   if slowed(state) then
-    for d = 1, #DIMENSIONS do lengths[d] = stretch(state, lengths[d]) end
+    for d = 1, #DIMENSIONS do lengths[d] = stretch(state, d, lengths[d]) end
   end
   return lengths
 end
@@ -59,15 +59,16 @@ local function reserve(state, rates, lengths, start)
   end
 end
 
--- By how much the lengths are longer than at the full pace, at the least of the dimensions.
+-- By how much each length is longer than at the full pace.
+local AT_FULL_PACE = { 1, 1, 1, 1 }
 local function slowness(state, rates, costs, lengths)
-  if not slowed(state) then return 1 end
-  local least = math.huge
+  if not slowed(state) then return AT_FULL_PACE end
+  local slower = {}
   for d = 1, #DIMENSIONS do
     local length = costs[d] * rates[d]
-    if length > 0 then least = math.min(least, lengths[d] / length) end
+    slower[d] = length > 0 and lengths[d] / length or 1
   end
-  return least < math.huge and least or 1
+  return slower
 end
 
 -- Correct what was reserved by `changes` units: negative gives back, positive is debt that later
@@ -75,7 +76,7 @@ end
 -- it is used, so that giving back never saves up quota of the past.
 local function true_up(state, rates, changes, slower)
   for d, name in ipairs(DIMENSIONS) do
-    local seconds = changes[d] * rates[d] * slower
+    local seconds = changes[d] * rates[d] * slower[d]
     if seconds ~= 0 then set(state, name, math.max(state[name], state.now) + seconds) end
   end
 end

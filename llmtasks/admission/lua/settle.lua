@@ -3,7 +3,8 @@
 -- KEYS  grant, state, slots and line (three) of its provider, then the flight if there is an answer
 --       to be shared (in another hash slot: on a Redis Cluster it lands by a call of its own)
 -- ARGV  1: msgpack [attempt, provider, kind, changes and rates per dimension, block seconds, why,
---       waiter, name of the question, real input tokens per estimated one (0: unknown)]
+--       waiter, name of the question, real input tokens per estimated one (0: unknown), share of the
+--       configured limit that the provider states per dimension (0: nothing; or none at all)]
 --       kind: succeeded | limited | failed | rejected | disabled | given up | abandoned
 --       2: what the wake-up channels' names begin with
 --       3: msgpack of the provider as in admit.lua
@@ -16,12 +17,12 @@ local SETTLED_MARGIN = 60
 local RECENT = 0.05
 local LEAST, MOST = 0.5, 2
 
-local attempt, name, kind, changes, rates, wait, why, waiter, question, ratio =
+local attempt, name, kind, changes, rates, wait, why, waiter, question, ratio, stated =
   unpack(cmsgpack.unpack(ARGV[1]))
 local time = clock()
 if KEYS[7] then land(load_flight(KEYS[7], time), waiter, question) end
 local granted = redis.call('GET', KEYS[1])
-local start, era, at, slower, input, settled = 0, -1, 0, 1, 0, false
+local start, era, at, slower, input, settled = 0, -1, 0, AT_FULL_PACE, 0, false
 local _
 if granted then _, start, era, _, at, slower, input, settled = unpack(cmsgpack.unpack(granted)) end
 if settled then return 0 end
@@ -32,7 +33,9 @@ local state = load_state(KEYS[2], time)
 if granted then
   true_up(state, rates, changes, slower)
   judge(state, attempt, era, kind, why)
+  -- The refusal was of the pace before what it states.
   if kind == 'limited' then cut(state, at) end
+  if #stated > 0 then hear(state, at, stated) end
 end
 if ratio > 0 then
   local seen = math.max(LEAST, math.min(MOST, ratio))
