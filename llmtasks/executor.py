@@ -470,6 +470,7 @@ class _Context:
             fresh=run.job.fresh,
             tenant=run.job.tenant,
             priority=run.job.priority,
+            task=run.job.task_type,
             providers=tuple(provider.name for provider in self._asked.providers),
             input_tokens=max(self._asked.input_tokens(request).values()),
             exact=self._asked.exact,

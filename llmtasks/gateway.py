@@ -74,10 +74,10 @@ class Question:
     """A request with what its admission needs.
 
     `key` names exactly this question; only a `shared` one is looked up and kept in the fleet's cache, and
-    asked by one at a time in the fleet; `fresh` asks again although the answer is known. `tenant` and
-    `priority` are its job's. `exact`: its tokens are counted, not estimated. `accept` makes the output of
-    an answer's text, or raises an `OutputError`: only an accepted answer counts and is kept. It runs on the
-    job's own thread.
+    asked by one at a time in the fleet; `fresh` asks again although the answer is known. `tenant`,
+    `priority` and `task` are its job's. `exact`: its tokens are counted, not estimated. `accept` makes the
+    output of an answer's text, or raises an `OutputError`: only an accepted answer counts and is kept. It
+    runs on the job's own thread.
     """
 
     request: Request
@@ -88,6 +88,7 @@ class Question:
     exact: bool
     tenant: str
     priority: int
+    task: str
     fresh: bool = False
     accept: Callable[[str], Any] = str
 
@@ -432,6 +433,7 @@ def _claim(question: Question, waiter: str, tried: tuple[str, ...], *, returned:
         fresh=question.fresh,
         tenant=question.tenant,
         priority=question.priority,
+        task=question.task,
         returned=returned,
         exact=question.exact,
         input_tokens=question.input_tokens,

@@ -171,7 +171,9 @@ class Admission:
             key=claim.key,
             fresh=claim.fresh,
             input_tokens=int(reply[3]),
-            output_tokens=claim.output_tokens,
+            output_tokens=int(reply[4]),
+            max_output_tokens=claim.output_tokens,
+            task=claim.task,
             estimated=None if claim.exact else claim.input_tokens,
         )
 
@@ -204,6 +206,8 @@ class Admission:
             go.key or "",
             limits.ratio(go, outcome),
             limits.stated(provider, outcome),
+            go.task,
+            limits.output_bound(provider, go, outcome),
         ]
         packed = [
             msgspec.msgpack.encode(arguments),
@@ -280,6 +284,7 @@ class Admission:
             claim.returned,
             claim.exact,
             [self._births.get(provider.name, "") for provider in providers],
+            claim.task,
         ]
         keys = [self._key("a", claim.attempt_id), *self._keys(providers)]
         packed = [msgspec.msgpack.encode(arguments), self.wakes.channels.encode()]
@@ -363,6 +368,7 @@ def _pack_provider(provider: settings.Provider, *, tried: bool) -> msgspec.Raw:
             limits.rates(provider),
             provider.max_concurrency or 0,
             limits.lasting(provider),
+            limits.counts_real_output(provider),
         ]
     )
     return msgspec.Raw(packed)

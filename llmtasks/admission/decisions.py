@@ -23,7 +23,8 @@ class Claim:
     already and are chosen only when no other can go within a few seconds.
     Who waits is served by `tenant` in turn, and `priority` 0-9, 9 first. `returned`: the last grant
     of its waiter was given back unused, so it need not wait for its turn again. `exact`: the input
-    was counted with the model's own vocabulary; else it is corrected by what was learned.
+    was counted with the model's own vocabulary; else it is corrected by what was learned. Answers of
+    one `task` are taken to be alike in how much of `output_tokens` they have.
     """
 
     attempt_id: str
@@ -38,6 +39,7 @@ class Claim:
     priority: int = 0
     returned: bool = False
     exact: bool = True
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Hit:
 class Go:
     """Call `provider` after `delay` seconds, then settle. The tokens are those reserved for it.
 
-    `estimated` are the input tokens that the claim named if they were an estimate, else None.
+    `estimated` are the input tokens that the claim named if they were an estimate, else None;
+    `max_output_tokens` is its bound on the answer.
     """
 
     provider: str
@@ -62,6 +65,8 @@ class Go:
     fresh: bool
     input_tokens: int
     output_tokens: int
+    max_output_tokens: int
+    task: str = ""
     estimated: int | None = None
 
 

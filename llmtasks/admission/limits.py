@@ -51,15 +51,15 @@ def costs(input_tokens: int, output_tokens: int) -> Four:
 def changes(provider: Provider, go: Go, outcome: Outcome) -> Four:
     """How far the truth is from what was reserved, in each dimension; negative: to give back.
 
-    Anthropic counts real output, and input without what it read from its prompt cache. OpenAI
-    charges the reserved bound whatever the answer's length, and failed calls too. What became of a
-    failed call is unknown, so it counts as consumed.
+    Anthropic counts real output, which may be more than was expected, and input without what it read
+    from its prompt cache. OpenAI charges the reserved bound whatever the answer's length, and failed
+    calls too. What became of a failed call is unknown, so it counts as consumed.
     """
     reserved = costs(go.input_tokens, go.output_tokens)
     if isinstance(outcome, Abandoned):
         return (-reserved[0], -reserved[1], -reserved[2], -reserved[3])
     usage = outcome.usage if isinstance(outcome, Succeeded) else None
-    if usage is not None and provider.kind == "anthropic":
+    if usage is not None and counts_real_output(provider):
         real = costs(usage.input_tokens - usage.cached_input_tokens, usage.output_tokens)
         return (0, real[1] - reserved[1], real[2] - reserved[2], real[3] - reserved[3])
     return _NOTHING
@@ -71,6 +71,17 @@ def ratio(go: Go, outcome: Outcome) -> float:
     if usage is None or not go.estimated:
         return 0.0
     return usage.input_tokens / go.estimated
+
+
+def counts_real_output(provider: Provider) -> bool:
+    """Whether an answer costs the tokens it has, not those it may have."""
+    return provider.kind == "anthropic"
+
+
+def output_bound(provider: Provider, go: Go, outcome: Outcome) -> int:
+    """The bound on an answer of which it is known what it had, where that is what it costs; else 0."""
+    usage = outcome.usage if isinstance(outcome, Succeeded) else None
+    return go.max_output_tokens if usage is not None and counts_real_output(provider) else 0
 
 
 def stated(provider: Provider, outcome: Outcome) -> list[float]:

@@ -9,8 +9,8 @@ from importlib import resources
 #: What each script is made of, in order: concepts (files with local functions only) and then itself.
 #: Every call runs every line, so each has only what it needs, and what only a line needs comes last.
 _PARTS = {
-    "admit": "clock state pace gcra loss slots health choose wake flight admit line queue",
-    "settle": "clock state pace gcra outcome wake flight settle slots line next",
+    "admit": "clock state pace gcra loss expected slots health choose wake flight admit line queue",
+    "settle": "clock state pace gcra expected outcome wake flight settle slots line next",
     "look": "clock state pace gcra slots health line look",
     "renew": "clock state wake flight renew",
     "hold": "clock state slots hold",

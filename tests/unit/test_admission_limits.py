@@ -45,6 +45,7 @@ GO = Go(
     fresh=False,
     input_tokens=1000,
     output_tokens=400,
+    max_output_tokens=1600,
 )
 USAGE = Usage(input_tokens=1100, output_tokens=100, cached_input_tokens=300)
 ANSWER = Completion(
@@ -99,6 +100,14 @@ def test_a_stated_whole_number_is_all_of_a_configured_fraction() -> None:
     said = Succeeded(usage=None, limits=StatedLimits(requests=1, tokens=60_000))
     ours = provider("p", requests_per_minute=1.5, tokens_per_minute=60_000.7)
     assert limits.stated(ours, said) == [1, 1, 0, 0]
+
+
+def test_only_an_answer_that_costs_what_it_has_tells_how_much_that_is() -> None:
+    counts, charges = provider("p", kind="anthropic"), provider("p")
+    assert limits.output_bound(counts, GO, Succeeded(usage=USAGE)) == 1600
+    assert limits.output_bound(charges, GO, Succeeded(usage=USAGE)) == 0
+    assert limits.output_bound(counts, GO, Succeeded(usage=None)) == 0
+    assert limits.output_bound(counts, GO, GivenUp()) == 0
 
 
 def test_an_abandoned_call_gives_everything_back() -> None:

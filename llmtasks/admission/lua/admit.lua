@@ -7,17 +7,19 @@
 --       Cluster they have to be asked before, by a call of their own (hit, follow, or lead and leave
 --       again if it comes to nothing), and left out here.
 -- ARGV  1: msgpack [attempt, [requests, tokens, input, output], providers, cacheable, waiter,
---       priority, tenant, returned, exact, births], a provider being [name, weight, tried, burst,
---       rates per dimension, concurrency (0: any), seconds a call may last]; births as in loss.lua
+--       priority, tenant, returned, exact, births, task], a provider being [name, weight, tried,
+--       burst, rates per dimension, concurrency (0: any), seconds a call may last, whether it counts
+--       real output]; births as in loss.lua
 --       2: what the wake-up channels' names begin with
--- Reply hit | follow, delay | go, provider, delay, reserved input tokens, birth, has a place, leads |
+-- Reply hit | follow, delay |
+--       go, provider, delay, reserved input and output tokens, birth, has a place, leads |
 --       wait, delay, reason, 1 if nothing but blocks stands in the way, leads
 --       (leads: 1 if others follow this claim's waiter)
 
 -- An unsettled grant is remembered until its call must have ended and every replay of it too.
 local GRANT_MARGIN = 60
 
-local attempt, costs, packed, cacheable, waiter, priority, tenant, returned, exact, births =
+local attempt, costs, packed, cacheable, waiter, priority, tenant, returned, exact, births, task =
   unpack(cmsgpack.unpack(ARGV[1]))
 
 local granted = redis.call('GET', KEYS[1])
@@ -27,16 +29,16 @@ end
 local time = clock()
 local flight = cacheable and load_flight(KEYS[#KEYS], time) or nil
 
-local function reply_go(name, start, input, state, placed)
+local function reply_go(name, start, costs, state, placed)
   local delay = string.format('%.6f', math.max(0, start - state.now))
   local leading = flight and leads(flight, waiter) and 1 or 0
-  return { 'go', name, delay, input, state.born, placed, leading }
+  return { 'go', name, delay, costs[3], costs[4], state.born, placed, leading }
 end
 
 -- The same claim again: its answer was lost on the way. Same grant, charged once.
 if granted then
-  local name, start, _, state_key, _, _, input, _, placed = unpack(cmsgpack.unpack(granted))
-  return reply_go(name, start, input, load_state(state_key, time), placed or 0)
+  local name, start, _, state_key, _, _, reserved, _, placed = unpack(cmsgpack.unpack(granted))
+  return reply_go(name, start, reserved, load_state(state_key, time), placed or 0)
 end
 if flight and not may_lead(flight, waiter, priority) then
   return { 'follow', string.format('%.6f', follow(flight, waiter)) }
@@ -44,21 +46,14 @@ end
 
 -- A provider's settings and how it stands.
 local function provider_of(fields, index)
-  local name, weight, tried, burst, rates, concurrency, lasting = unpack(fields)
+  local name, weight, tried, burst, rates, concurrency, lasting, real_output = unpack(fields)
   local state = load_state(KEYS[5 * index - 3], time)
   notice_loss(state, births[index])
   return {
     name = name, weight = weight, tried = tried, burst = burst, rates = rates,
-    concurrency = concurrency, lasting = lasting, first_key = 5 * index - 3,
-    state = state, slots = KEYS[5 * index - 2],
+    concurrency = concurrency, lasting = lasting, real_output = real_output,
+    first_key = 5 * index - 3, state = state, slots = KEYS[5 * index - 2],
   }
-end
-
--- What the provider will count: an estimate is corrected by what estimates turned out to be there.
-local function costs_at(state)
-  if exact or state.ratio == 1 then return costs end
-  local input = math.ceil(costs[3] * state.ratio)
-  return { costs[1], costs[2] - costs[3] + input, input, costs[4] }
 end
 
 -- When the claim would start at the provider, if it were granted now.
@@ -81,7 +76,7 @@ local function grant(candidates)
   for _, candidate in ipairs(competing) do save_state(candidate.state) end
   local slower = slowness(state, chosen.rates, chosen.costs, chosen.lengths)
   local kept = cmsgpack.pack({
-    chosen.name, chosen.start, state.era, state.key, state.now, slower, chosen.costs[3], false,
+    chosen.name, chosen.start, state.era, state.key, state.now, slower, chosen.costs, false,
     chosen.placed,
   })
   local seconds = math.ceil(HORIZON + chosen.lasting + GRANT_MARGIN)
@@ -99,7 +94,8 @@ for index, fields in ipairs(packed) do
   if open > 0 or blocked_for(state) > HORIZON then
     provider.out, provider.why = obstacle(state, provider.slots, attempt)
   else
-    provider.probing, provider.costs = probing, costs_at(state)
+    provider.probing = probing
+    provider.costs = expected(state, costs, exact, provider.real_output, task)
     provider.full = promised(state, provider.rates) > HORIZON + ROUNDING
     if not provider.full and slots_free(provider, 0) > 0 then
       plan(provider)
@@ -112,6 +108,6 @@ end
 local somebody_waits = redis.call('EXISTS', unpack(tags)) > 0
 if #candidates > 0 and not somebody_waits then
   local chosen = grant(candidates)
-  return reply_go(chosen.name, chosen.start, chosen.costs[3], chosen.state, chosen.placed)
+  return reply_go(chosen.name, chosen.start, chosen.costs, chosen.state, chosen.placed)
 end
 -- Goes on in queue.lua: what only those need who wait costs the others nothing.

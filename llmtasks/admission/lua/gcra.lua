@@ -6,7 +6,8 @@
 -- dimension at once and not before now; starting at T, it moves every TAT to max(TAT, T) + l. So
 -- granted units own disjoint stretches of time, and in any window of W seconds at most
 --     limit * (W + max(burst, longest l)) / 60
--- are granted. Advancing from now instead of from T would break that for claims that wait.
+-- are granted. Advancing from now instead of from T would break that for claims that wait. Units are those
+-- that a call is expected to take (expected.lua); what it took in the end is made good by true_up.
 --
 -- A length is cost * rate at the full pace of the provider, and longer at a slower one (pace.lua).
 local DIMENSIONS = { 'requests', 'tokens', 'input', 'output' }

@@ -77,7 +77,7 @@ end
 if #candidates > 0 then
   local chosen = grant(candidates)
   leave_lines(chosen)
-  return reply_go(chosen.name, chosen.start, chosen.costs[3], chosen.state, chosen.placed)
+  return reply_go(chosen.name, chosen.start, chosen.costs, chosen.state, chosen.placed)
 end
 
 local delay = math.max(SHORTEST_WAIT, soonest)

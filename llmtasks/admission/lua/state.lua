@@ -19,6 +19,8 @@ local function blank(key, now)
     stated_at = 0,                                  -- when the call was granted that was told so
     ratio = 1,                                      -- real input tokens per estimated one
     born = '', unknown_until = 0,                   -- when it was first written; see loss.lua
+    -- and by task, see expected.lua: 'output:<task>' is the share of its bound that an answer has, known
+    -- from 'answers:<task>'
   }
 end
 
