@@ -10,7 +10,7 @@ from importlib import resources
 #: Every call runs every line, so each has only what it needs, and what only a line needs comes last.
 _PARTS = {
     "admit": "clock state pace gcra loss expected slots health choose wake flight admit line queue",
-    "settle": "clock state pace gcra expected outcome wake flight settle slots line next",
+    "settle": "clock state pace gcra expected learned outcome wake flight settle slots line next",
     "look": "clock state pace gcra slots health line look",
     "renew": "clock state wake flight renew",
     "hold": "clock state slots hold",

@@ -97,3 +97,18 @@ local function judge(state, attempt, era, kind, why)
     judge_while_closed(state, kind, why)
   end
 end
+
+-- A call granted at `granted` was told limits: `stated[d]` as a share of the configured one, 0 if nothing
+-- was said of it. One that states what is configured, as nearly all do, costs no bookkeeping.
+local function hear(state, granted, stated)
+  if granted < state.stated_at then return end
+  local known, news, heard = limits_stated(state), false, {}
+  for d, name in ipairs(STATED) do
+    local before = known and tonumber(state[name]) or 1
+    heard[d] = stated[d] > 0 and stated[d] or before
+    news = news or heard[d] < 1 or before < 1
+  end
+  if not news then return end
+  for d, name in ipairs(STATED) do set(state, name, heard[d]) end
+  set(state, 'stated_at', granted)
+end

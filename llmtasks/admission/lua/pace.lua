@@ -37,7 +37,7 @@ end
 local function share_in(state, d)
   local found = found_share(state)
   if not limits_stated(state) then return found end
-  return math.max(SMALLEST, math.min(found, state[STATED[d]]))
+  return math.max(SMALLEST, math.min(found, tonumber(state[STATED[d]])))
 end
 
 -- The share that is used where it is least.
@@ -53,21 +53,6 @@ local function cut(state, granted)
   if granted <= state.cut_at then return end
   set(state, 'peak', share(state))
   set(state, 'cut_at', state.now)
-end
-
--- A call granted at `granted` was told limits: `stated[d]` as a share of the configured one, 0 if nothing
--- was said of it. One that states what is configured, as nearly all do, costs no bookkeeping.
-local function hear(state, granted, stated)
-  if granted < state.stated_at then return end
-  local known, news, heard = limits_stated(state), false, {}
-  for d, name in ipairs(STATED) do
-    local before = known and state[name] or 1
-    heard[d] = stated[d] > 0 and stated[d] or before
-    news = news or heard[d] < 1 or before < 1
-  end
-  if not news then return end
-  for d, name in ipairs(STATED) do set(state, name, heard[d]) end
-  set(state, 'stated_at', granted)
 end
 
 local function ramp(state)

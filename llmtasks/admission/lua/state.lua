@@ -14,9 +14,8 @@ local function blank(key, now)
     probe = '',                                     -- attempt id of the one probe, see slots.lua
     era = 0, closed_at = 0,                         -- grows whenever the breaker closes; when it did
     peak = 0, cut_at = 0,                           -- share of the limit when it was cut, see pace.lua
-    stated_requests = 1, stated_tokens = 1,         -- share of the configured limits that it states,
-    stated_input = 1, stated_output = 1,            -- see pace.lua
-    stated_at = 0,                                  -- when the call was granted that was told so
+    stated_at = 0,                                  -- when it was last heard what it states; then also
+    -- 'stated_<dimension>', share of the configured limit, see pace.lua
     ratio = 1,                                      -- real input tokens per estimated one
     born = '', unknown_until = 0,                   -- when it was first written; see loss.lua
     -- and by task, see expected.lua: 'output:<task>' is the share of its bound that an answer has, known
