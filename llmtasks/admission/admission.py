@@ -5,7 +5,7 @@ Keys, all under the fleet's prefix; `{llm}` keeps those of one script in one has
     <prefix>:{llm}:p:<provider>   hash: what is known of a provider (lua/state.lua); never expires
     <prefix>:{llm}:s:<provider>   sorted set: its calls in flight; never expires
     <prefix>:{llm}:l:<provider>   and `w`, `t`: who waits for it (lua/line.lua), while anybody does
-    <prefix>:{llm}:a:<attempt>    a grant, until no replay of it can come
+    <prefix>:{llm}:g:<attempt>    a grant, until no replay of it can come
     <prefix>:c:{<key>}            a cached answer
     <prefix>:f:{<key>}            who is asking for it now (lua/flight.lua), until their leases end
 
@@ -158,8 +158,8 @@ class Admission:
     def _granted(self, claim: Claim, reply: list[Any]) -> Go:
         """The grant; its place at the provider is held until it is settled."""
         name = _text(reply[1])
-        self._births[name] = _text(reply[4])
-        if reply[5] == 1:
+        self._births[name] = _text(reply[5])
+        if reply[6] == 1:
             keys = self._keys_of[name][:2]
             held = Lease(name, self._scripts.hold, keys, (claim.attempt_id,))
             self._leases.hold(claim.attempt_id, held)
@@ -193,7 +193,7 @@ class Admission:
         """
         provider = self._provider(go.provider)
         await self._leases.release(go.attempt_id)
-        keys = [self._key("a", go.attempt_id), *self._keys([provider])]
+        keys = [self._key("g", go.attempt_id), *self._keys([provider])]
         arguments = [
             go.attempt_id,
             go.provider,
@@ -286,7 +286,7 @@ class Admission:
             [self._births.get(provider.name, "") for provider in providers],
             claim.task,
         ]
-        keys = [self._key("a", claim.attempt_id), *self._keys(providers)]
+        keys = [self._key("g", claim.attempt_id), *self._keys(providers)]
         packed = [msgspec.msgpack.encode(arguments), self.wakes.channels.encode()]
         if key is None:
             return (await self._run(self._scripts.admit, keys, packed))[0], None

@@ -213,6 +213,8 @@ class Alone:
             fresh=claim.fresh,
             input_tokens=claim.input_tokens,
             output_tokens=claim.output_tokens,
+            max_output_tokens=claim.output_tokens,
+            task=claim.task,
         )
 
     def _wait(self, accounts: Sequence[_Account], now: float, until: float) -> Wait | None:

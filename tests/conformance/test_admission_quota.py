@@ -243,7 +243,7 @@ def test_more_output_than_reserved_delays_those_who_come_later(fleet: MakeFleet)
 def test_a_settlement_without_its_grant_gives_nothing_back(fleet: MakeFleet) -> None:
     f = fleet(provider("a", tokens_per_minute=6000, burst_s=0))
     go = f.go(tokens=(200, 0))
-    f.command("DEL", f"{f.prefix}:{{llm}}:a:{go.attempt_id}")
+    f.command("DEL", f"{f.prefix}:{{llm}}:g:{go.attempt_id}")
     f.settle(go, Abandoned())
     assert f.status("a").dimensions[0].ahead_s == pytest.approx(2.0, abs=1e-4)
 

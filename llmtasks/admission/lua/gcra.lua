@@ -60,10 +60,9 @@ local function reserve(state, rates, lengths, start)
   end
 end
 
--- By how much each length is longer than at the full pace.
-local AT_FULL_PACE = { 1, 1, 1, 1 }
+-- By how much each length is longer than at the full pace; false: not at all.
 local function slowness(state, rates, costs, lengths)
-  if not slowed(state) then return AT_FULL_PACE end
+  if not slowed(state) then return false end
   local slower = {}
   for d = 1, #DIMENSIONS do
     local length = costs[d] * rates[d]
@@ -77,7 +76,7 @@ end
 -- it is used, so that giving back never saves up quota of the past.
 local function true_up(state, rates, changes, slower)
   for d, name in ipairs(DIMENSIONS) do
-    local seconds = changes[d] * rates[d] * slower[d]
+    local seconds = changes[d] * rates[d] * (slower and slower[d] or 1)
     if seconds ~= 0 then set(state, name, math.max(state[name], state.now) + seconds) end
   end
 end

@@ -19,7 +19,7 @@ local attempt, name, kind, changes, rates, wait, why, waiter, question, ratio, s
 local time = clock()
 if KEYS[7] then land(load_flight(KEYS[7], time), waiter, question) end
 local granted = redis.call('GET', KEYS[1])
-local start, era, at, slower, reserved, settled = 0, -1, 0, AT_FULL_PACE, 0, false
+local start, era, at, slower, reserved, settled = 0, -1, 0, false, 0, false
 local _
 if granted then _, start, era, _, at, slower, reserved, settled = unpack(cmsgpack.unpack(granted)) end
 if settled then return 0 end
