@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.callers import Callers, Job, copies
 from support.fleet import START, Fleet, provider
 from support.valkey import Valkey
 
@@ -28,6 +29,8 @@ from llmtasks.messages import StatedLimits, Usage
 from llmtasks.settings import Provider
 
 MakeFleet = Callable[..., Fleet]
+
+HORIZON_S = 5.0
 
 #: Six digits are kept of every time: so much of a second may be gained per grant.
 ROUNDING_S = 2e-6
@@ -141,6 +144,57 @@ def test_no_window_in_any_dimension_exceeds_the_limit_of_its_time(
                 assert worst_excess(grants, burst) <= 1e-5
 
 
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    burst=BURST,
+    steps=st.lists(
+        st.tuples(
+            st.one_of(st.just(0.0), st.floats(0, 3), st.floats(0, 90)),  # seconds that pass
+            st.integers(1, 600),  # reserved output tokens
+            st.one_of(st.none(), st.integers(0, 3000)),  # real ones of the oldest call under way
+        ),
+        min_size=1,
+        max_size=60,
+    ),
+)
+def test_no_window_exceeds_the_limit_by_more_than_was_given_back(
+    valkey: Valkey, burst: float, steps: list[Any]
+) -> None:
+    """What is given back is granted again, once; what is owed is waited for.
+
+    Promises stand while quota comes back, so the horizon's worth may come on top.
+    """
+    limit = 6000
+    one = provider("p", kind="anthropic", output_tokens_per_minute=limit, burst_s=burst)
+    fleet = Fleet(valkey.url, [one])
+    under_way: list[Go] = []
+    granted: list[tuple[float, float, float]] = []  # when decided, its start, seconds
+    corrected: list[tuple[float, float]] = []
+    try:
+        for seconds, tokens, real in steps:
+            fleet.advance(seconds)
+            decision = fleet.admit(tokens=(0, tokens), waiter="process.one")
+            if isinstance(decision, Go):
+                under_way.append(decision)
+                granted.append((fleet.now, fleet.now + decision.delay, tokens * 60 / limit))
+            if real is not None and under_way:
+                go = under_way.pop(0)
+                fleet.settle(go, Succeeded(usage=Usage(input_tokens=0, output_tokens=real)))
+                corrected.append((fleet.now, (real - go.output_tokens) * 60 / limit))
+    finally:
+        fleet.close()
+    allowance = HORIZON_S + max(burst, *(length for *_, length in granted))
+    for (_, first, _), (_, last, _) in itertools.product(granted, repeat=2):
+        inside = [(at, length) for at, start, length in granted if first <= start <= last]
+        newest = max((at for at, _ in inside), default=0.0)
+        net = sum(length for _, length in inside) + sum(
+            seconds for at, seconds in corrected if first - HORIZON_S <= at < newest
+        )
+        assert net <= max(0.0, last - first) + allowance + 1e-3
+
+
 def test_a_backlog_uses_the_whole_quota(fleet: MakeFleet) -> None:
     f = fleet(provider("p", tokens_per_minute=60_000, burst_s=0.8))
     total = 0
@@ -152,7 +206,7 @@ def test_a_backlog_uses_the_whole_quota(fleet: MakeFleet) -> None:
             claim = f.claim(tokens=(300, 100))
         else:
             f.advance(decision.delay)
-    horizon = 5 * 1000
+    horizon = HORIZON_S * 1000
     assert 60_000 * 0.99 <= total <= 60_000 + horizon + 0.8 * 1000 + 400
 
 
@@ -185,6 +239,37 @@ def test_a_refusal_leaves_every_byte_but_the_line_as_it_was(fleet: MakeFleet) ->
         if number % 2:
             f.leave(claim.waiter)
     assert all_but_the_line(f) == before
+
+
+def test_who_is_refused_a_slot_takes_no_quota_and_keeps_none_from_the_next(
+    fleet: MakeFleet,
+) -> None:
+    f = fleet(
+        provider("a", requests_per_minute=600, tokens_per_minute=6000, max_concurrency=1),
+    )
+    held = f.go(tokens=(10, 10))
+    before = all_but_the_line(f)
+    large = f.claim(tokens=(5000, 0))
+    f.wait(large)
+    assert all_but_the_line(f) == before
+    f.leave(large.waiter)
+    assert f.state() == before
+    f.settle(held, Rejected())
+    assert f.go(tokens=(10, 0)).delay == 0
+
+
+def test_what_can_never_go_is_told_at_once_and_stops_nobody(fleet: MakeFleet) -> None:
+    f = fleet(
+        provider("small", tokens_per_minute=600, max_concurrency=1),
+        provider("large", tokens_per_minute=60_000, context_window=8000),
+    )
+    before = f.state()
+    for claim in (f.claim(tokens=(9000, 0)), f.claim(tokens=(500, 101), providers=("small",))):
+        with pytest.raises(DocumentTooLarge):
+            f.admit(claim)
+    assert f.state() == before
+    assert f.go(tokens=(601, 0)).provider == "large"
+    assert f.go(tokens=(600, 0), providers=("small",)).delay == 0
 
 
 def test_a_replayed_claim_gets_the_same_grant_and_is_charged_once(fleet: MakeFleet) -> None:
@@ -238,6 +323,49 @@ def test_more_output_than_reserved_delays_those_who_come_later(fleet: MakeFleet)
     f = fleet(provider("a", kind="anthropic", output_tokens_per_minute=6000, burst_s=0))
     f.settle(f.go(tokens=(1, 100)), Succeeded(usage=Usage(input_tokens=1, output_tokens=400)))
     assert f.go(tokens=(1, 100)).delay == pytest.approx(4.0, abs=1e-4)
+
+
+def test_a_debt_is_paid_before_anybody_else_calls(fleet: MakeFleet) -> None:
+    """200 tokens reserved, 1500 used of 1000 a minute: a minute and a half for nobody."""
+    f = fleet(provider("a", kind="anthropic", output_tokens_per_minute=1000, burst_s=0))
+    f.settle(f.go(tokens=(1, 200)), Succeeded(usage=Usage(input_tokens=1, output_tokens=1500)))
+    wait = f.wait(tokens=(1, 1), waiter="process.next")
+    assert wait.delay == pytest.approx(90 - HORIZON_S, abs=1e-3)
+    f.advance(wait.delay - 0.01)
+    f.wait(tokens=(1, 1), waiter="process.next")
+    f.advance(0.01)
+    assert f.go(tokens=(1, 1), waiter="process.next").delay == pytest.approx(HORIZON_S, abs=1e-3)
+
+
+def test_a_late_settlement_gives_nothing_back_that_nobody_waits_for(fleet: MakeFleet) -> None:
+    """900 of 1000 tokens reserved, 100 used, told after 90 seconds: quota of the past is gone."""
+    f = fleet(provider("a", kind="anthropic", output_tokens_per_minute=1000, burst_s=3))
+    go = f.go(tokens=(1, 900))
+    f.advance(90)
+    f.settle(go, Succeeded(usage=Usage(input_tokens=1, output_tokens=100)))
+    (dimension,) = f.status("a").dimensions
+    assert dimension.ahead_s == 0
+    delays = [f.go(tokens=(1, 25)).delay for _ in range(4)]
+    assert delays == pytest.approx([0, 0, 1.5, 3], abs=1e-3)
+
+
+def test_a_late_settlement_adds_no_more_than_the_horizon_to_a_backlog(fleet: MakeFleet) -> None:
+    """The same among others that wait: what was promised to them already stands, to its last call."""
+    f = fleet(provider("a", kind="anthropic", output_tokens_per_minute=1000, burst_s=1))
+
+    def answer(job: Job) -> tuple[float, Succeeded]:
+        late = job.tokens[1] == 900
+        usage = Usage(input_tokens=0, output_tokens=100 if late else job.tokens[1])
+        return (90.0 if late else 1.0), Succeeded(usage=usage)
+
+    callers = Callers(f, answer)
+    callers.start(Job(tokens=(0, 900)))
+    callers.slots(40, copies(Job(tokens=(0, 50)), 1000))
+    callers.run(START + 240)
+    grants = [(job.start, job.tokens[1] * 0.06) for job in callers.granted]
+    later = [(start, seconds) for start, seconds in grants if start >= START + 90]
+    assert sum(seconds for _, seconds in later) >= 0.98 * 150
+    assert worst_excess(later, 1.0) <= HORIZON_S + 3 + 1e-3
 
 
 def test_a_settlement_without_its_grant_gives_nothing_back(fleet: MakeFleet) -> None:
@@ -311,6 +439,31 @@ def test_weights_are_exact_over_a_thousand_calls(
         assert abs(counts["a"] - number * weights[0] / sum(weights)) <= 1
     assert abs(counts["a"] - shares[0]) <= 1
     assert abs(counts["b"] - shares[1]) <= 1
+
+
+def test_who_is_left_shares_by_weight_while_one_is_out(fleet: MakeFleet) -> None:
+    weights = {"a": 5, "b": 3, "c": 2}
+    f = fleet(*(provider(name, weight=weight) for name, weight in weights.items()))
+
+    def served(count: int) -> dict[str, int]:
+        chosen = [f.go().provider for _ in range(count)]
+        return {name: chosen.count(name) for name in weights}
+
+    assert served(1000) == {"a": 500, "b": 300, "c": 200}
+    f.settle(f.go(providers=("b",)), RateLimited(retry_after=60))
+    assert served(700) == pytest.approx({"a": 500, "b": 0, "c": 200}, abs=1)
+    f.advance(60.1)
+    assert served(1000) == pytest.approx({"a": 500, "b": 300, "c": 200}, abs=1)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("a", "b", "spare"))))
+def test_the_order_in_the_settings_decides_nothing(
+    fleet: MakeFleet, order: tuple[str, ...]
+) -> None:
+    weights = {"a": 2, "b": 1, "spare": 0}
+    f = fleet(*(provider(name, weight=weights[name]) for name in order))
+    chosen = [f.go().provider for _ in range(30)]
+    assert {name: chosen.count(name) for name in weights} == {"a": 20, "b": 10, "spare": 0}
 
 
 def test_a_standby_serves_only_when_no_weighted_one_can(fleet: MakeFleet) -> None:

@@ -26,7 +26,10 @@ def provider(name: str, **values: Any) -> settings.Provider:
 
 
 class Fleet:
-    """One key prefix, one clock, one Admission. Every attempt gets its own id unless named."""
+    """One key prefix, one clock, one Admission. Every attempt gets its own id unless named.
+
+    `skew` is by how many seconds the server's clock is ahead of the callers'.
+    """
 
     def __init__(
         self, url: str, providers: Sequence[settings.Provider], *, ttl_s: int = 60
@@ -47,6 +50,7 @@ class Fleet:
         }
         self.admission = Admission(self.redis, **self._values)
         self._numbers = itertools.count()
+        self.skew = 0.0
         self.set_clock(START)
 
     def close(self) -> None:
@@ -74,7 +78,7 @@ class Fleet:
 
     def set_clock(self, time: float) -> None:
         self.now = time
-        self.command("SET", self._clock_key, f"{time:.6f}")
+        self.command("SET", self._clock_key, f"{time + self.skew:.6f}")
 
     def advance(self, seconds: float) -> None:
         self.set_clock(self.now + seconds)
