@@ -183,8 +183,12 @@ def test_a_retry_after_under_load_is_silence_and_no_rush_follows(fleet: MakeFlee
     callers.slots(40, copies(Job(tokens=(1000, 0)), 100_000))
     callers.run(START + 150)
     since = sorted(job.start for job in callers.granted if job.start > state["at"])
-    assert [start for start in since if CONFIRM_ABOVE_S <= start - state["at"] < silence - 1e-3] == []
-    assert excess([job for job in callers.granted if job.start >= state["at"] + silence - 1]) <= 1e-3
+    assert [
+        start for start in since if CONFIRM_ABOVE_S <= start - state["at"] < silence - 1e-3
+    ] == []
+    assert (
+        excess([job for job in callers.granted if job.start >= state["at"] + silence - 1]) <= 1e-3
+    )
     assert since[0] <= state["at"] + silence + 1
     # At four fifths of the pace, and growing.
     assert len(since) >= 0.8 * (START + 150 - state["at"] - silence)
@@ -271,8 +275,8 @@ def test_a_large_document_costs_the_server_no_more_than_a_small_one(fleet: MakeF
 def test_what_the_server_keeps_does_not_grow_with_the_jobs(fleet: MakeFleet) -> None:
     """So much for each provider, and for each call under way; the rest ends within a minute."""
     f = fleet(
-        provider("a", kind="anthropic", tokens_per_minute=600_000, max_concurrency=50),
-        provider("b", requests_per_minute=600, weight=0.2),
+        provider("a", kind="anthropic", tokens_per_minute=300_000, max_concurrency=50),
+        provider("b", requests_per_minute=300, weight=0.2),
     )
     refused = set[int]()
 
@@ -282,29 +286,25 @@ def test_what_the_server_keeps_does_not_grow_with_the_jobs(fleet: MakeFleet) -> 
             return 1.0, RateLimited(retry_after=1.0)
         return 1.0, Succeeded(usage=Usage(input_tokens=900, output_tokens=0))
 
-    count = 2000
+    count, slots = 600, 40
     callers = Callers(f, answer)
     callers.slots(
-        40, (Job(tokens=(1000, 0), tenant=f"tenant-{n}", exact=False) for n in range(count))
+        slots, (Job(tokens=(1000, 0), tenant=f"tenant-{n}", exact=False) for n in range(count))
     )
-    kept: list[tuple[int, int]] = []
+    kept: list[int] = []
     while len(callers.granted) < count:
-        callers.run(f.now + 5)
+        callers.run(f.now + 10)
         keys = set(f.command("KEYS", f"{f.prefix}:*"))
         grants = {key for key in keys if b"{llm}:a:" in key}
-        kept.append((len(keys - grants), sum(memory(f, key) for key in keys - grants)))
-        for key in grants:
-            assert memory(f, key) < 400
-            assert 0 < f.command("TTL", key) <= 300
         # They end by the server's own clock, which is not turned here.
-        settled = [key for key in grants if f.command("TTL", key) <= 60]
-        assert len(grants) - len(settled) <= 40
-        if settled:
-            f.command("DEL", *settled)
-    assert refused
-    assert max(keys for keys, _ in kept) <= 2 * 5
-    half = len(kept) // 2
-    assert max(size for _, size in kept[half:]) <= 1.25 * max(size for _, size in kept[1:half])
+        settled = {key for key in grants if 0 < f.command("TTL", key) <= 60}
+        assert len(grants - settled) <= slots
+        assert all(memory(f, key) < 400 for key in grants)
+        assert len(keys - grants) <= 2 * 5
+        kept.append(sum(memory(f, key) for key in keys - grants))
+        f.command("DEL", *settled)
+    assert len(refused) > 3
+    assert max(kept) <= 2 * 500 + slots * 500
 
 
 def memory(f: Fleet, key: bytes) -> int:

@@ -186,6 +186,22 @@ def test_tenants_with_enough_to_do_are_served_alike(fleet: MakeFleet) -> None:
         assert max(gaps) - min(gaps) <= 2 * 2000 + HORIZON_S * 1000
 
 
+def test_who_comes_again_is_served_among_tenants_that_come_but_once(fleet: MakeFleet) -> None:
+    """Forty wait at a time, each of another tenant: two seconds of quota are a turn of eighty seconds."""
+    f = fleet(provider("p", tokens_per_minute=60_000, burst_s=0.8))
+    callers = Callers(f)
+    names = itertools.count()
+    callers.slots(46, always(lambda: Job(tokens=(1000, 0), tenant=f"tenant-{next(names)}")))
+    callers.run(START + 10)
+    first = callers.start(Job(tokens=(2000, 0), tenant="again"))
+    callers.run(START + 60)
+    second = callers.start(Job(tokens=(2000, 0), tenant="again"))
+    callers.run(START + 200)
+    assert 0 < first.waited <= 50
+    assert 0 < second.waited <= 90
+    assert f.command("ZCARD", f"{f.prefix}:{{llm}}:t:p") <= 46 + 1
+
+
 def test_what_is_urgent_waits_for_the_promises_and_one_job(fleet: MakeFleet) -> None:
     f = fleet(provider("p", tokens_per_minute=60_000, burst_s=0))
     callers = Callers(f)

@@ -449,11 +449,11 @@ def test_who_is_left_shares_by_weight_while_one_is_out(fleet: MakeFleet) -> None
         chosen = [f.go().provider for _ in range(count)]
         return {name: chosen.count(name) for name in weights}
 
-    assert served(1000) == {"a": 500, "b": 300, "c": 200}
+    assert served(300) == {"a": 150, "b": 90, "c": 60}
     f.settle(f.go(providers=("b",)), RateLimited(retry_after=60))
-    assert served(700) == pytest.approx({"a": 500, "b": 0, "c": 200}, abs=1)
+    assert served(210) == pytest.approx({"a": 150, "b": 0, "c": 60}, abs=1)
     f.advance(60.1)
-    assert served(1000) == pytest.approx({"a": 500, "b": 300, "c": 200}, abs=1)
+    assert served(300) == pytest.approx({"a": 150, "b": 90, "c": 60}, abs=1)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(("a", "b", "spare"))))

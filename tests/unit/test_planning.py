@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmtasks import estimates, task_types
+from llmtasks.documents.pool import pool
+from llmtasks.documents.reading import Text, read_one
 from llmtasks.errors import ConfigurationError
 from llmtasks.planning import Plan, plan
 from llmtasks.settings import Provider, Settings, Task
 from llmtasks.store.documents import NewDocument
 from llmtasks.store.engine import Database
 from llmtasks.task_types import Document
+from llmtasks.text.keys import request_key
 from llmtasks.text.tokens import request_tokens
 
 WORDS = ("the", "a", "ship", "harbour", "left", "Bergen", "1921", ",", ".")
@@ -69,6 +73,66 @@ def test_any_change_of_the_question_changes_its_name() -> None:
     }
     assert len(names) == 7
     assert planned(MINI, HAIKU).answer_key("d", "h") == planned(HAIKU, MINI).answer_key("d", "h")
+
+
+#: One word of it is replaced; the last ones are long past what an embedding would look at.
+LETTER = (
+    "On 12 March Ms Doe paid 1,250 EUR to Harbour Bank and did agree to the terms. "
+    + "The rest of the letter is about the weather. " * 120
+    + "It was signed by Mr Lee of 4 Elm Street."
+)
+#: Digit, name, negation, currency, letter case, white space, and each of them at the far end.
+NEAR = [
+    ("12", "13"),
+    ("1,250", "1,260"),
+    ("Doe", "Dow"),
+    ("did agree", "did not agree"),
+    ("EUR", "USD"),
+    ("Harbour Bank", "harbour bank"),
+    ("paid 1", "paid  1"),
+    ("letter is", "letter isn't"),
+    ("Lee", "Leo"),
+    ("4 Elm", "5 Elm"),
+    ("Street.", "Street"),
+]
+
+
+def texts(*files: str) -> list[Text]:
+    """The texts of such files."""
+    with pool() as converters:
+        return [read_one(file.encode(), 1_000_000, converters) for file in files]
+
+
+def test_questions_that_differ_in_one_sign_never_share_an_answer() -> None:
+    """Documents, tenants, languages and options: every combination has a name of its own."""
+    letters = texts(LETTER, *(LETTER.replace(old, new) for old, new in NEAR))
+    plans = [
+        planned(MINI),
+        planned(MINI, max_words=100),
+        planned(MINI, max_words=101),
+        *(planned(MINI, task="translate", target_language=to) for to in ("es", "pt", "pt-BR")),
+    ]
+    tenants = ("default", "Default", "default ", "defau1t")
+    asked = list(itertools.product(tenants, letters, plans))
+    answers = {one.answer_key(tenant, letter.content_hash) for tenant, letter, one in asked}
+    requests = {
+        request_key(tenant, one.models, one.request(Document("d", letter.text)))
+        for tenant, letter, one in asked
+    }
+    assert len(asked) == len(answers) == len(requests)
+
+
+def test_one_question_in_another_spelling_has_the_same_name() -> None:
+    letter = "Ms Doe\nof Málaga\n"
+    spelled = texts(*(letter.replace("\n", end) for end in ("\n", "\r\n", "\r")))
+    options = {"target_language": "es", "source_language": "en"}
+    names = {
+        planned(*ours, task="translate", **dict(given)).answer_key("default", text.content_hash)
+        for given in itertools.permutations(options.items())
+        for ours in ((MINI, HAIKU), (HAIKU, MINI))
+        for text in spelled
+    }
+    assert len(names) == 1
 
 
 def served_by(model: str) -> Provider:

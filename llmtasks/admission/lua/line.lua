@@ -174,13 +174,17 @@ local function wait_in(line, waiter, place, due)
 end
 
 -- Whoever has this place has been granted a call here.
+--
+-- The line has then got to its start at least, and on by its share of a turn: among tenants that all come
+-- but once nobody's start would ever be later, none could be forgotten, and who comes again never served.
 local function served_from(line, waiter, place)
   charge(line, place)
+  local turn = place.seconds / math.max(1, redis.call('ZCARD', line.tags))
   if place.known then
     redis.call('ZREM', line.tags, waiter)
     redis.call('HDEL', line.waiters, waiter)
   end
-  tidy(line, math.max(score(line, ''), place.start))
+  tidy(line, math.max(score(line, '') + turn, place.start))
 end
 
 -- Wakes those who could go now and do not know it.
