@@ -368,6 +368,17 @@ def test_a_late_settlement_adds_no_more_than_the_horizon_to_a_backlog(fleet: Mak
     assert worst_excess(later, 1.0) <= HORIZON_S + 3 + 1e-3
 
 
+def test_what_is_given_back_is_granted_once_more_and_no_oftener(fleet: MakeFleet) -> None:
+    """Half of what is reserved is used: all of the quota is, and no more of it."""
+    f = fleet(provider("a", kind="anthropic", output_tokens_per_minute=60_000, burst_s=0.8))
+    half = Succeeded(usage=Usage(input_tokens=0, output_tokens=250))
+    callers = Callers(f, lambda _: (1.0, half))
+    callers.slots(30, copies(Job(tokens=(0, 500)), 10_000))
+    callers.run(START + 45)
+    used = 250 * sum(START + 15 <= job.start < START + 45 for job in callers.granted)
+    assert 0.97 * 30_000 <= used <= 30_000 + (HORIZON_S + 0.8) * 1000
+
+
 def test_a_settlement_without_its_grant_gives_nothing_back(fleet: MakeFleet) -> None:
     f = fleet(provider("a", tokens_per_minute=6000, burst_s=0))
     go = f.go(tokens=(200, 0))
