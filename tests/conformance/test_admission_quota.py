@@ -170,27 +170,30 @@ def test_no_window_exceeds_the_limit_by_more_than_was_given_back(
     one = provider("p", kind="anthropic", output_tokens_per_minute=limit, burst_s=burst)
     fleet = Fleet(valkey.url, [one])
     under_way: list[Go] = []
-    granted: list[tuple[float, float, float]] = []  # when decided, its start, seconds
-    corrected: list[tuple[float, float]] = []
+    granted: list[tuple[int, float, float]] = []  # its step, its start, seconds
+    corrected: list[tuple[int, float, float]] = []  # its step, when, seconds
     try:
-        for seconds, tokens, real in steps:
+        for number, (seconds, tokens, real) in enumerate(steps):
             fleet.advance(seconds)
             decision = fleet.admit(tokens=(0, tokens), waiter="process.one")
             if isinstance(decision, Go):
                 under_way.append(decision)
-                granted.append((fleet.now, fleet.now + decision.delay, tokens * 60 / limit))
+                granted.append((number, fleet.now + decision.delay, tokens * 60 / limit))
             if real is not None and under_way:
                 go = under_way.pop(0)
                 fleet.settle(go, Succeeded(usage=Usage(input_tokens=0, output_tokens=real)))
-                corrected.append((fleet.now, (real - go.output_tokens) * 60 / limit))
+                owed = (real - go.output_tokens) * 60 / limit
+                corrected.append((number, fleet.now, owed))
     finally:
         fleet.close()
     allowance = HORIZON_S + max(burst, *(length for *_, length in granted))
     for (_, first, _), (_, last, _) in itertools.product(granted, repeat=2):
-        inside = [(at, length) for at, start, length in granted if first <= start <= last]
-        newest = max((at for at, _ in inside), default=0.0)
+        inside = [(number, length) for number, start, length in granted if first <= start <= last]
+        newest = max((number for number, _ in inside), default=0)
         net = sum(length for _, length in inside) + sum(
-            seconds for at, seconds in corrected if first - HORIZON_S <= at < newest
+            seconds
+            for number, at, seconds in corrected
+            if number < newest and first - HORIZON_S <= at
         )
         assert net <= max(0.0, last - first) + allowance + 1e-3
 
