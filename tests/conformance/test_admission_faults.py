@@ -295,7 +295,7 @@ def test_what_the_server_keeps_does_not_grow_with_the_jobs(fleet: MakeFleet) -> 
     while len(callers.granted) < count:
         callers.run(f.now + 10)
         keys = set(f.command("KEYS", f"{f.prefix}:*"))
-        grants = {key for key in keys if b"{llm}:a:" in key}
+        grants = {key for key in keys if b"{llm}:g:" in key}
         # They end by the server's own clock, which is not turned here.
         settled = {key for key in grants if 0 < f.command("TTL", key) <= 60}
         assert len(grants - settled) <= slots

@@ -74,6 +74,7 @@ def question(*providers: str, text: str = "A text.") -> Question:
         providers=providers,
         input_tokens=10,
         exact=False,
+        task="summarize",
         tenant="default",
         priority=0,
     )
