@@ -5,18 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal, overload
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 
 from llmtasks.errors import AdmissionUnavailable
+
+Client = Redis | RedisCluster
 
 #: Commands of one process at the same time; each takes well under a millisecond of its connection.
 _MAX_CONNECTIONS = 64
 #: Seconds to wait for a free connection, which only a server that hangs makes long.
 _POOL_TIMEOUT_S = 5.0
+
+_CONNECTION: dict[str, Any] = {
+    "max_connections": _MAX_CONNECTIONS,
+    "socket_timeout": 5.0,
+    "socket_connect_timeout": 2.0,
+    "health_check_interval": 30,
+    # RESP3 would add two commands per connection and gives nothing that is used here.
+    "protocol": 2,
+}
 
 #: Answers by which a server says that it is no use now, not that the command is wrong. Anything
 #: else (an error in a script) is a fault of ours and must not look like an outage that will end.
@@ -26,27 +38,41 @@ _NOT_NOW_TYPES = (
     exceptions.TimeoutError,
     exceptions.ReadOnlyError,
     exceptions.OutOfMemoryError,
-    exceptions.ClusterDownError,
+    exceptions.ClusterError,
+    exceptions.AskError,  # and MOVED: its nodes do not agree on who has the slot
     exceptions.TryAgainError,
     exceptions.NoPermissionError,
 )
 
 
-def connect(url: str) -> Redis:
+@overload
+def connect(url: str, *, cluster: Literal[False] = False) -> Redis: ...
+
+
+@overload
+def connect(url: str, *, cluster: bool) -> Client: ...
+
+
+def connect(url: str, *, cluster: bool = False) -> Client:
     """A client for `Admission`, not yet connected. `redis://`, `rediss://` and `unix://` URLs.
 
-    It repeats a command twice at most: scripts are safe to repeat, and an outage is soon known.
+    It repeats a command twice at most: scripts are safe to repeat, and an outage is soon known. Of
+    a cluster the URL names any node; there `ClusterPipelines` repeats, since the client itself
+    would throw away its connections to all nodes because of one.
     """
+    if cluster:
+        return RedisCluster.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            # Whether a part serves alone is the servers' own setting.
+            require_full_coverage=False,
+            **_CONNECTION,
+        )
     pool = BlockingConnectionPool.from_url(
         url,
-        max_connections=_MAX_CONNECTIONS,
         timeout=_POOL_TIMEOUT_S,
-        socket_timeout=5.0,
-        socket_connect_timeout=2.0,
-        health_check_interval=30,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
-        # RESP3 would add two commands per connection and gives nothing that is used here.
-        protocol=2,
+        **_CONNECTION,
         **({} if url.startswith("unix:") else {"socket_keepalive": True}),
     )
     return Redis.from_pool(pool)

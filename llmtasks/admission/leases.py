@@ -5,15 +5,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from llmtasks import logs
 from llmtasks.admission.connection import ended
-from llmtasks.admission.scripts import Script
+from llmtasks.admission.pipelines import Ways, ask
+from llmtasks.admission.scripts import Call
 
 _log = logs.get("admission")
 
@@ -31,16 +30,14 @@ class Lease:
     """How one thing is renewed: a script that answers 0 if it is another's now. `of` tells what it is."""
 
     of: str
-    script: Script
-    keys: tuple[str, ...]
-    arguments: tuple[str, ...]
+    renewal: Call
 
 
 class Leases:
     """Keeps all of them alive, in one round trip for all. Lives on the loop."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, to: Ways) -> None:
+        self._to = to
         self._held: dict[str, Lease] = {}
         self._under_way = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
@@ -83,19 +80,10 @@ class Leases:
             held = dict(self._held)
             if not held:
                 return
-            replies = await self._send(held)
-            if any(isinstance(reply, NoScriptError) for reply in replies):
-                for script in {lease.script for lease in held.values()}:
-                    await self._redis.script_load(script.text)
-                replies = await self._send(held)
+            replies = await ask(self._to, [lease.renewal for lease in held.values()])
             for name, reply in zip(held, replies, strict=True):
                 if reply == 0:
                     self._held.pop(name, None)
-
-    async def _send(self, held: Mapping[str, Lease]) -> list[object]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for lease in held.values():
-            pipeline.execute_command(
-                "EVALSHA", lease.script.sha, len(lease.keys), *lease.keys, *lease.arguments
-            )
-        return await pipeline.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -16,6 +17,8 @@ _PARTS = {
     "hold": "clock state slots hold",
     "leave": "clock state wake flight leave",
     "withdraw": "clock state pace gcra slots wake line withdraw",
+    "seek": "clock state wake flight seek",
+    "land": "clock state wake flight land",
 }
 
 
@@ -38,6 +41,22 @@ class Scripts:
     hold: Script
     leave: Script
     withdraw: Script
+    seek: Script
+    land: Script
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A script with its keys, all of one hash slot, and its arguments."""
+
+    script: Script
+    keys: Sequence[str]
+    arguments: Sequence[bytes]
+
+    @property
+    def command(self) -> tuple[str | bytes | int, ...]:
+        """As a server takes it that knows the script."""
+        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.arguments)
 
 
 def compose(clock: str | None = None) -> Scripts:

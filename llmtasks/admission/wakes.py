@@ -14,12 +14,12 @@ import random
 import uuid
 from collections.abc import Iterator
 
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from llmtasks import logs
 from llmtasks.admission.connection import ended
+from llmtasks.admission.pipelines import Ways
 
 _log = logs.get("admission")
 
@@ -46,10 +46,10 @@ class Bell(asyncio.Event):
 class Wakes:
     """The bells of one process. Lives on the loop."""
 
-    def __init__(self, redis: Redis, prefix: str) -> None:
+    def __init__(self, to: Ways, prefix: str) -> None:
         #: What the channels' names begin with; the process id follows.
         self.channels = f"{prefix}:wake:"
-        self._redis = redis
+        self._to = to
         self._process = uuid.uuid4().hex
         self._bells: dict[str, set[Bell]] = {}
         self._hearing: asyncio.Task[None] | None = None
@@ -94,7 +94,7 @@ class Wakes:
         away = False
         while True:
             try:
-                async with self._redis.pubsub() as subscription:
+                async with await self._to.subscription() as subscription:
                     await subscription.subscribe(self.channels + self._process)
                     away = False
                     await self._pass_on(subscription)

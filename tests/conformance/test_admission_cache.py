@@ -151,7 +151,7 @@ def test_a_server_that_is_not_there_is_an_outage() -> None:
             await one.admit(CLAIM)
         with pytest.raises(AdmissionUnavailable):
             await one.status()
-        await one._redis.aclose()
+        await one.aclose()
 
     asyncio.run(ask())
 
@@ -162,11 +162,12 @@ def test_a_server_without_memory_is_an_outage_and_the_answer_stays_untold() -> N
             one = admission(own.url)
             go = await one.admit(CLAIM)
             assert isinstance(go, Go)
-            await one._redis.config_set("maxmemory", "1")
+            async with connect(own.url) as client:
+                await client.config_set("maxmemory", "1")
             with pytest.raises(AdmissionUnavailable) as caught:
                 await one.settle(go, Succeeded(usage=USAGE, answer=completion()))
             assert SECRET not in str(caught.value)
-            await one._redis.aclose()
+            await one.aclose()
 
     asyncio.run(ask())
 
@@ -181,7 +182,7 @@ def test_a_restarted_and_empty_server_serves_on() -> None:
         with running_valkey(port):
             await one.settle(go, Succeeded(usage=USAGE, answer=completion()))
             assert await one.admit(replace(CLAIM, attempt_id="y")) == Hit(completion())
-            await one._redis.aclose()
+            await one.aclose()
 
     asyncio.run(ask())
 

@@ -24,6 +24,7 @@ from llmtasks.admission import (
     Wait,
     connect,
 )
+from llmtasks.admission.pipelines import ways
 from llmtasks.admission.wakes import Bell, Wakes
 from llmtasks.errors import AdmissionUnavailable
 from llmtasks.messages import Completion, FinishReason, Usage
@@ -433,7 +434,7 @@ def test_only_the_named_are_woken_and_all_of_them(fleet: MakeFleet) -> None:
 def test_a_subscription_outlives_its_server(own_valkey: RestartableValkey) -> None:
     async def listen() -> None:
         redis = connect(own_valkey.url)
-        wakes = Wakes(redis, "test")
+        wakes = Wakes(ways(redis), "test")
 
         async def hears() -> None:
             process = wakes.new_waiter().split(".")[0]

@@ -4,8 +4,7 @@
 --
 -- KEYS  grant, then state, slots and line (three) of each provider, then the cached answer and the
 --       flight if there may be any. These two lie in another hash slot than the rest: on a Redis
---       Cluster they have to be asked before, by a call of their own (hit, follow, or lead and leave
---       again if it comes to nothing), and left out here.
+--       Cluster they are asked before, by seek.lua, and left out here.
 -- ARGV  1: msgpack [attempt, [requests, tokens, input, output], providers, cacheable, waiter,
 --       priority, tenant, returned, exact, births, task], a provider being [name, weight, tried,
 --       burst, rates per dimension, concurrency (0: any), seconds a call may last, whether it counts

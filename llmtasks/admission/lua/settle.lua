@@ -1,7 +1,7 @@
 -- Book the outcome of one granted call, once, however often this is replayed. Seconds.
 --
 -- KEYS  grant, state, slots and line (three) of its provider, then the flight if there is an answer
---       to be shared (in another hash slot: on a Redis Cluster it lands by a call of its own)
+--       to be shared (in another hash slot: on a Redis Cluster it lands by land.lua)
 -- ARGV  1: msgpack [attempt, provider, kind, changes and rates per dimension, block seconds, why,
 --       waiter, name of the question, real input tokens per estimated one (0: unknown), share of the
 --       configured limit that the provider states per dimension (0: nothing; or none at all), task,
