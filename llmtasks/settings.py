@@ -28,6 +28,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from llmtasks import addresses, wording
 from llmtasks.errors import ConfigurationError
@@ -108,6 +109,11 @@ class Redis(_Section, frozen=True):
     """`redis://`, `rediss://` or `unix:///PATH?db=1`. Without it the broker's. Give another database or
     server where the broker's shall hold messages alone; it must not evict keys (`maxmemory-policy
     noeviction`).
+    """
+    cluster: bool = False
+    """Whether `redis.url` names a node, any one, of a Redis Cluster. Cached answers are spread over its
+    nodes; limits and health stay together on one. It needs a broker beside it, which cannot be a cluster and
+    holds Celery's results then.
     """
     prefix: Text = "llmtasks"
     """Begins every key of limits, health and cache: fleets that share a server need different ones, and do
@@ -436,8 +442,11 @@ class Settings(_Section, frozen=True):
 
     @property
     def result_url(self) -> str:
-        """Celery's results: the same server as `redis_url`, in Celery's form of a URL."""
-        return addresses.for_celery(self.redis_url)
+        """Celery's results: the same server as `redis_url`, in Celery's form of a URL. Celery knows no
+        clusters: beside one, the broker's.
+        """
+        beside = replace(self, redis=Redis()) if self.redis.cluster else self
+        return addresses.for_celery(beside.redis_url)
 
 
 #: Linux allows 107 bytes and a terminator in sockaddr_un, macOS 103.
@@ -823,8 +832,34 @@ def _check_servers(settings: Settings, found: Origin) -> None:
             "is required with a broker on a socket, as in unix:///PATH?db=1",
             "broker.url",
         )
+    if settings.redis.cluster:
+        _check_cluster(settings, found)
     if database is not None:
         _check_database(database, found)
+
+
+def _check_cluster(settings: Settings, found: Origin) -> None:
+    """A cluster is one of TCP servers, has a single database, and is not the broker."""
+    key, cause = "redis.url", "redis.cluster"
+    if settings.redis.url is None:
+        raise found.error(
+            key, "is required with redis.cluster: the broker cannot be a cluster", cause
+        )
+    parts = urlsplit(settings.redis.url)
+    if parts.scheme == "unix":
+        raise found.error(
+            key, "must start with redis:// or rediss:// where redis.cluster is true", cause
+        )
+    if parts.path.strip("/0"):
+        raise found.error(key, "must end with /0: a cluster has no other database", cause)
+    broker = urlsplit(settings.broker.url or "")
+    if (parts.hostname, parts.port or 6379) == (broker.hostname, broker.port or 6379):
+        raise found.error(
+            "broker.url",
+            "is a node of the cluster in redis.url, which cannot carry messages; give the broker a"
+            " server of its own, or set redis.cluster to false",
+            cause,
+        )
 
 
 def _check_name(name: str, taken: list[str], found: Origin) -> None:

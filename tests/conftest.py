@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import uuid
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cluster import Cluster
 from support.databases import Postgres, running_postgres, sqlite_template
 from support.fleet import Fleet
 from support.simulated import Simulated, simulated
@@ -37,18 +39,40 @@ def valkey() -> Iterator[Valkey]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def cluster_node() -> Iterator[Cluster]:
+    """A real cluster of one node per test process."""
+    cluster = Cluster(1)
+    yield cluster
+    cluster.close()
+
+
 @pytest.fixture
-def fleet(valkey: Valkey) -> Iterator[Callable[..., Fleet]]:
+def server_fleet(valkey: Valkey) -> Iterator[Callable[..., Fleet]]:
     """Makes fleets under a clock of the test's: `fleet(provider("a"), ...)`."""
-    made: list[Fleet] = []
+    with contextlib.ExitStack() as ending:
+        yield functools.partial(_fleet, ending, valkey.url)
 
-    def make(*providers: settings.Provider, **values: int) -> Fleet:
-        made.append(Fleet(valkey.url, providers, **values))
-        return made[-1]
 
-    yield make
-    for one in made:
-        one.close()
+@pytest.fixture
+def cluster_fleet(cluster_node: Cluster) -> Iterator[Callable[..., Fleet]]:
+    """The same on a cluster."""
+    with contextlib.ExitStack() as ending:
+        yield functools.partial(_fleet, ending, cluster_node.url, cluster=True)
+
+
+def _fleet(
+    ending: contextlib.ExitStack, url: str, *providers: settings.Provider, **values: Any
+) -> Fleet:
+    one = Fleet(url, providers, **values)
+    ending.callback(one.close)
+    return one
+
+
+@pytest.fixture
+def fleet(server_fleet: Callable[..., Fleet]) -> Callable[..., Fleet]:
+    """On a single server; what differs on a cluster is tested on both."""
+    return server_fleet
 
 
 @pytest.fixture(scope="session")

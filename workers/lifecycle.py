@@ -329,7 +329,7 @@ def _handler(executor: Executor) -> tasks.Handler:
 def _fleet(settings: Settings) -> Fleet:
     """The fleet's decisions; where it is allowed, those of a process that goes on alone."""
     fleet = admission.Admission(
-        admission.connect(settings.redis_url),
+        admission.connect(settings.redis_url, cluster=settings.redis.cluster),
         prefix=settings.redis.prefix,
         providers=settings.providers,
         cache=settings.cache,

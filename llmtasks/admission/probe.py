@@ -18,7 +18,8 @@ _WHERE = re.compile(r"Error -?\d+ connecting to \S+\. ")
 class ServerState:
     """A server's answer; `failure` says why there is none, and then the rest says nothing.
 
-    `policy` is its `maxmemory-policy`, `persistent` whether it keeps an append-only file.
+    `policy` is its `maxmemory-policy`, `persistent` whether it keeps an append-only file,
+    `cluster` whether it is a node of a cluster, of which it says nothing else.
     """
 
     address: str
@@ -26,6 +27,7 @@ class ServerState:
     software: str = ""
     policy: str | None = None
     persistent: bool | None = None
+    cluster: bool = False
 
 
 def probe(url: str, timeout_s: float) -> ServerState:
@@ -54,6 +56,7 @@ def _state(url: str, told: dict[str, object]) -> ServerState:
         software=f"Valkey {valkey}" if valkey else f"Redis {told.get('redis_version', '?')}",
         policy=None if policy is None else str(policy),
         persistent=None if aof is None else bool(aof),
+        cluster=told.get("cluster_enabled") in (1, "1"),
     )
 
 

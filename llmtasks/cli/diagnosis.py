@@ -194,6 +194,13 @@ def broker(settings: Settings, state: ServerState | Unknown, server: Path | Unkn
         return found
     assert not isinstance(state, Unknown)
     detail = f"{state.software} at {address}"
+    if state.cluster:
+        return Finding(
+            check="broker",
+            status="fail",
+            detail=f"{detail}: is a node of a cluster, which cannot carry messages",
+            fix="set broker.url to a server of its own",
+        )
     if state.policy not in (None, "noeviction"):
         return Finding(
             check="broker",
@@ -232,6 +239,13 @@ def redis(settings: Settings, state: ServerState | Unknown) -> Finding:
         return found
     assert not isinstance(state, Unknown)
     detail = f"{state.software} at {address}"
+    if state.cluster is not settings.redis.cluster:
+        return Finding(
+            check="redis",
+            status="fail" if state.cluster else "warn",
+            detail=f"{detail}: {'is a' if state.cluster else 'is no'} node of a cluster",
+            fix=f"set redis.cluster to {str(state.cluster).lower()}, or correct redis.url",
+        )
     if state.policy is not None and not state.policy.startswith(_KEEPS_LIMITS):
         return Finding(
             check="redis",

@@ -137,7 +137,7 @@ def _statuses(settings: Settings) -> tuple[dict[str, ProviderStatus], str]:
 
 async def _ask(settings: Settings) -> list[ProviderStatus]:
     admission = Admission(
-        connect(settings.redis_url),
+        connect(settings.redis_url, cluster=settings.redis.cluster),
         prefix=settings.redis.prefix,
         providers=settings.providers,
         cache=settings.cache,

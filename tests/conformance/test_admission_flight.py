@@ -31,6 +31,14 @@ from llmtasks.messages import Completion, FinishReason, Usage
 
 MakeFleet = Callable[..., Fleet]
 
+
+@pytest.fixture(params=["server", "cluster"])
+def fleet(request: pytest.FixtureRequest) -> MakeFleet:
+    """Everything here holds wherever the keys are."""
+    made: MakeFleet = request.getfixturevalue(f"{request.param}_fleet")
+    return made
+
+
 USAGE = Usage(input_tokens=5, output_tokens=7)
 #: Seconds, as lua/flight.lua has it.
 LEASE = 10
@@ -195,8 +203,10 @@ def test_an_answer_after_failures_makes_it_one_at_a_time_again(fleet: MakeFleet)
     f.follow(key="k")
 
 
-def test_what_is_urgent_does_not_wait_for_a_leader_that_waits(fleet: MakeFleet) -> None:
-    f = fleet(provider("a", requests_per_minute=60, burst_s=0), provider("b"))
+def test_what_is_urgent_does_not_wait_for_a_leader_that_waits(
+    server_fleet: MakeFleet,
+) -> None:
+    f = server_fleet(provider("a", requests_per_minute=60, burst_s=0), provider("b"))
     while isinstance(f.admit(providers=("a",)), Go):
         pass
     slow = f.claim(key="k", providers=("a",))
@@ -395,8 +405,10 @@ def test_a_fresh_answer_wakes_those_who_follow_and_the_leader_that_waits(fleet: 
     assert isinstance(f.admit(waiting), Hit)
 
 
-def test_a_leader_that_is_replaced_is_woken(fleet: MakeFleet) -> None:
-    f = fleet(provider("a", requests_per_minute=60, burst_s=0), provider("b"))
+def test_a_leader_that_is_replaced_is_woken(
+    server_fleet: MakeFleet,
+) -> None:
+    f = server_fleet(provider("a", requests_per_minute=60, burst_s=0), provider("b"))
     while isinstance(f.admit(providers=("a",)), Go):
         pass
     slow = f.claim(key="k", providers=("a",), waiter=f.admission.wakes.new_waiter())

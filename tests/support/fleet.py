@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -29,32 +30,40 @@ class Fleet:
     """One key prefix, one clock, one Admission. Every attempt gets its own id unless named.
 
     `skew` is by how many seconds the server's clock is ahead of the callers'.
+    Of a cluster it takes one node that has all slots: the clock is a key that scripts do not name.
     """
 
     def __init__(
-        self, url: str, providers: Sequence[settings.Provider], *, ttl_s: int = 60
+        self,
+        url: str,
+        providers: Sequence[settings.Provider],
+        *,
+        ttl_s: int = 60,
+        cluster: bool = False,
     ) -> None:
         self.prefix = f"test-{uuid.uuid4().hex}"
         self._runner = asyncio.Runner()
+        #: For looking on, besides what the Admission uses.
         self.redis = connect(url)
         self.names = tuple(p.name for p in providers)
         clock_key = f"{self.prefix}-clock"
         self._clock_key = clock_key
         clock = f"local function clock() return tonumber(redis.call('GET', '{clock_key}')) end"
-        self._url = url
+        self._connect = functools.partial(connect, url, cluster=cluster)
         self._values: dict[str, Any] = {
             "prefix": self.prefix,
             "providers": providers,
             "cache": settings.Cache(ttl_s=ttl_s),
             "scripts": compose(clock),
         }
-        self.admission = Admission(self.redis, **self._values)
+        self.admission = Admission(self._connect(), **self._values)
         self._numbers = itertools.count()
         self.skew = 0.0
         self.set_clock(START)
 
     def close(self) -> None:
         self.run(self.admission.aclose())
+        self.run(self.redis.aclose())
         self._runner.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -64,7 +73,7 @@ class Fleet:
         """As another process that asks for the first time."""
 
         async def ask() -> Decision:
-            other = Admission(connect(self._url), **self._values)
+            other = Admission(self._connect(), **self._values)
             try:
                 return await other.admit(claim)
             finally:

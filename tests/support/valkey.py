@@ -44,25 +44,34 @@ def free_port() -> int:
 @contextmanager
 def running_valkey(port: int | None = None) -> Iterator[Valkey]:
     """Start one on a free port (or the given one), wait until it answers, end it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="valkey-") as directory:
-        chosen = port or free_port()
-        options = {
-            "port": str(chosen),
-            "bind": "127.0.0.1",
-            "dir": directory,
-            "save": "",
-            "appendonly": "no",
-            "daemonize": "no",
-        }
-        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
-        with (Path(directory) / "log").open("wb") as log:
-            process = subprocess.Popen([str(binary()), *arguments], stdout=log, stderr=log)
-        try:
-            _await_answer(process, chosen)
-            yield Valkey(chosen, process)
-        finally:
-            process.kill()
-            process.wait()
+    with (
+        tempfile.TemporaryDirectory(prefix="valkey-") as directory,
+        serving(port or free_port(), Path(directory)) as server,
+    ):
+        yield server
+
+
+@contextmanager
+def serving(port: int, directory: Path, **more: str) -> Iterator[Valkey]:
+    """Run one in a directory, with more options (`_` for `-`)."""
+    options = {
+        "port": str(port),
+        "bind": "127.0.0.1",
+        "dir": str(directory),
+        "save": "",
+        "appendonly": "no",
+        "daemonize": "no",
+        **{name.replace("_", "-"): value for name, value in more.items()},
+    }
+    arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen([str(binary()), *arguments], stdout=log, stderr=log)
+    try:
+        _await_answer(process, port)
+        yield Valkey(port, process)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _await_answer(process: subprocess.Popen[bytes], port: int) -> None:

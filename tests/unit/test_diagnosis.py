@@ -94,6 +94,8 @@ def test_where_all_is_well_only_the_missing_limits_are_warned_of():
         ({"broker": LATE}, "broker", "fail", "no answer in time"),
         ({"broker": ServerState(address="r", policy="allkeys-lru")}, "broker", "warn", "allkeys"),
         ({"broker": ServerState(address="r", persistent=False)}, "broker", "warn", "restart"),
+        ({"broker": ServerState(address="r", cluster=True)}, "broker", "fail", "of a cluster"),
+        ({"redis": ServerState(address="r", cluster=True)}, "redis", "fail", "is a node of"),
         ({"redis": ServerState(address="r", policy="volatile-lru")}, "redis", "ok", "volatile-lru"),
         ({"redis": ServerState(address="r", policy="allkeys-lru")}, "redis", "warn", "limits"),
         ({"database": DatabaseState(address="p")}, "database", "fail", "no schema"),

@@ -221,3 +221,11 @@ def test_one_server_speaks_to_celery_and_to_redis_py(tmp_path):
     assert found.redis_url == "unix:///s?db=2"
     assert found.result_url == "redis+socket:///s?virtual_host=2"
     assert load(tmp_path, "[broker]\nurl = 'redis://h:1/0'").redis_url == "redis://h:1/0"
+
+
+def test_beside_a_cluster_celery_s_results_are_where_its_messages_are(tmp_path):
+    cluster = "[redis]\nurl = 'redis://c:1'\ncluster = true"
+    found = load(tmp_path, f"[broker]\nurl = 'redis://h:1/3'\n{cluster}")
+    assert (found.redis_url, found.result_url) == ("redis://c:1", "redis://h:1/3")
+    embedded = load(tmp_path, cluster)
+    assert embedded.result_url == f"redis+socket://{embedded.socket_path}?virtual_host=1"

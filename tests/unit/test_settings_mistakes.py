@@ -333,6 +333,33 @@ MISTAKES: list[tuple[str, str, Mapping[str, str], str]] = [
         "FILE: redis.url: must start with redis://, rediss:// or unix://",
     ),
     (
+        "cluster without a url",
+        "[broker]\nurl = 'redis://h'\n[redis]\ncluster = true",
+        {},
+        "FILE: redis.url: is required with redis.cluster: the broker cannot be a cluster",
+    ),
+    (
+        "cluster on a socket",
+        "[redis]\nurl = 'unix:///run/v.sock'\ncluster = true",
+        {},
+        "FILE: redis.url: must start with redis:// or rediss:// where redis.cluster is true",
+    ),
+    (
+        "database of a cluster",
+        "[redis]\nurl = 'redis://h/10'",
+        {"LLMTASKS_REDIS__CLUSTER": "true"},
+        "LLMTASKS_REDIS__CLUSTER: redis.url: must end with /0: a cluster has no other database",
+    ),
+    (
+        "broker in the cluster",
+        "[broker]\nurl = 'redis://H/0'\n[redis]\nurl = 'redis://h:6379'\ncluster = true",
+        {},
+        (
+            "FILE: broker.url: is a node of the cluster in redis.url, which cannot carry messages; give"
+            " the broker a server of its own, or set redis.cluster to false"
+        ),
+    ),
+    (
         "database mysql",
         "[database]\nurl = 'mysql://u:s3cret@x/y'",
         {},
