@@ -61,13 +61,15 @@ def connect(url: str, *, cluster: bool = False) -> Client:
     would throw away its connections to all nodes because of one.
     """
     if cluster:
-        return RedisCluster.from_url(
+        client = RedisCluster.from_url(
             url,
             retry=Retry(NoBackoff(), 0),
             # Whether a part serves alone is the servers' own setting.
             require_full_coverage=False,
             **_CONNECTION,
         )
+        client.commands_parser = _FirstKey()  # type: ignore[assignment]
+        return client
     pool = BlockingConnectionPool.from_url(
         url,
         timeout=_POOL_TIMEOUT_S,
@@ -76,6 +78,19 @@ def connect(url: str, *, cluster: bool = False) -> Client:
         **({} if url.startswith("unix:") else {"socket_keepalive": True}),
     )
     return Redis.from_pool(pool)
+
+
+class _FirstKey:
+    """Where a command has its key. The client's own way is to ask one certain node for a list of commands
+    before anything else, so that no process could begin while that node is down.
+    """
+
+    async def initialize(self, _node: object) -> None:
+        """Nothing is to be asked."""
+
+    async def get_keys(self, *command: Any) -> tuple[Any, ...]:
+        """Of GET, SET and DEL; the client knows those of scripts."""
+        return command[1:2]
 
 
 async def ended(task: asyncio.Task[None]) -> None:
