@@ -15,6 +15,7 @@ import pytest
 import redis
 from support.cluster import Cluster
 from support.fleet import provider
+from support.valkey import free_port
 
 from llmtasks import settings
 from llmtasks.admission import (
@@ -59,7 +60,7 @@ class Caller:
         self.names = tuple(one.name for one in providers)
         self.fleet = self.holder("{llm}")
         self.admission = Admission(
-            connect(cluster.url, cluster=True),
+            connect(cluster.url_of(self.fleet), cluster=True),
             prefix=self.prefix,
             providers=providers,
             cache=settings.Cache(),
@@ -295,6 +296,28 @@ def test_a_moved_slot_is_found_at_its_new_node(cluster: Cluster) -> None:
     run(cluster, [provider("a")], body)
 
 
+def test_while_a_slot_is_being_moved_its_questions_hold(cluster: Cluster) -> None:
+    async def body(one: Caller) -> None:
+        await warmed(one)
+        old, new = one.elsewhere(), one.fleet
+        key = one.key_at(old)
+        with cluster.client(old) as giving, cluster.client(new) as taking:
+            slot = giving.execute_command("CLUSTER KEYSLOT", f"{{{key}}}")
+            names = [client.execute_command("CLUSTER MYID").decode() for client in (giving, taking)]
+            taking.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
+            giving.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
+            try:
+                with pytest.raises(AdmissionUnavailable):
+                    await one.ask(key)
+                assert isinstance(await one.ask(one.key_at(old)), Go)
+            finally:
+                for client in (giving, taking):
+                    client.execute_command("CLUSTER SETSLOT", slot, "STABLE")
+        assert isinstance(await one.ask(key), Go)
+
+    run(cluster, [provider("a")], body)
+
+
 def move(cluster: Cluster, key: str, old: int, new: int) -> None:
     """Give a slot in which nothing is to another node."""
     with cluster.client(new) as taking, cluster.client(old) as giving:
@@ -305,6 +328,8 @@ def move(cluster: Cluster, key: str, old: int, new: int) -> None:
 
 
 def test_a_dead_node_fails_its_own_questions_alone_and_serves_again(cluster: Cluster) -> None:
+    providers = [provider("a", max_concurrency=40)]
+
     async def body(one: Caller) -> None:
         await warmed(one)
         dead = one.elsewhere()
@@ -317,6 +342,9 @@ def test_a_dead_node_fails_its_own_questions_alone_and_serves_again(cluster: Clu
             with pytest.raises(AdmissionUnavailable):
                 await one.ask(lost)
             assert await one.ask(kept) == Hit(ANSWER)
+            beginner = Caller(cluster, *providers, prefix=one.prefix)
+            assert await beginner.ask(kept) == Hit(ANSWER)
+            await beginner.admission.aclose()
             with pytest.raises(AdmissionUnavailable):
                 await one.admission.settle(go, ANSWERED)
             (status,) = await one.admission.status()
@@ -331,7 +359,7 @@ def test_a_dead_node_fails_its_own_questions_alone_and_serves_again(cluster: Clu
         await one.answer(lost)
         assert await one.ask(lost) == Hit(ANSWER)
 
-    run(cluster, [provider("a", max_concurrency=40)], body)
+    run(cluster, providers, body)
 
 
 def test_without_the_fleet_s_node_nothing_starts_and_who_leads_goes_on(cluster: Cluster) -> None:
@@ -380,17 +408,16 @@ def listens(cluster: Cluster, node: int, channel: str) -> bool:
 
 def test_a_cluster_that_is_not_there_is_an_outage() -> None:
     async def ask() -> None:
-        one = Cluster(1)
-        one.kill(0)
-        caller = Caller(one, provider("a"))
+        one = Admission(
+            connect(f"redis://127.0.0.1:{free_port()}/0", cluster=True),
+            prefix="test",
+            providers=[provider("a")],
+            cache=settings.Cache(),
+        )
         for _ in range(2):
             with pytest.raises(AdmissionUnavailable):
-                await caller.ask("k")
-        one.start(0)
-        one.await_whole()
-        assert isinstance(await caller.ask("k"), Go)
-        await caller.admission.aclose()
-        one.close()
+                await one.status()
+        await one.aclose()
 
     asyncio.run(ask())
 
