@@ -20,6 +20,7 @@ from redis.exceptions import (
     NoScriptError,
     RedisClusterException,
     RedisError,
+    SlotNotCoveredError,
 )
 from redis.exceptions import ConnectionError as GoneError
 from redis.exceptions import TimeoutError as SilentError
@@ -198,7 +199,7 @@ class ClusterPipelines:
         for pause in (*_PAUSES_S, None):
             with _understood():
                 await self._cluster.initialize()
-            groups = self._by_node(commands, left)
+            groups = self._by_node(commands, left, replies)
             await asyncio.gather(
                 *(self._send(node, commands, group, replies) for node, group in groups.items())
             )
@@ -206,19 +207,26 @@ class ClusterPipelines:
             if not left or pause is None:
                 break
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            failed = next(node for node, group in groups.items() if left[0] in group)
+            failed = next((node for node, group in groups.items() if left[0] in group), None)
             # If nobody knows better, what was known is tried again.
             with contextlib.suppress(RedisError, RedisClusterException, OSError):
                 await self._cluster.nodes_manager.initialize(last_failed_node_name=failed)
         return replies
 
-    def _by_node(self, commands: Sequence[Command], which: Sequence[int]) -> dict[str, list[int]]:
-        """Indexes of commands by the name of the node that has their keys."""
+    def _by_node(
+        self, commands: Sequence[Command], which: Sequence[int], replies: list[Any]
+    ) -> dict[str, list[int]]:
+        """Indexes of commands by the name of the node that has their keys; that none has is a reply."""
         groups: dict[str, list[int]] = defaultdict(list)
         for index in which:
-            with _understood():
+            try:
                 node = self._cluster.get_node_from_key(str(_key_of(commands[index])))
-            groups[node.name if node else ""].append(index)
+            except SlotNotCoveredError:
+                node = None
+            if node is None:
+                replies[index] = ClusterDownError("CLUSTERDOWN no node serves the slot")
+            else:
+                groups[node.name].append(index)
         return groups
 
     async def _send(
