@@ -65,6 +65,10 @@ OK = "ok"
 #: A grant that could not be used within so many seconds of its slot is given back and asked for anew.
 LATE_S = 1.0
 
+#: A grant is confirmed so many seconds before its time, so that the call is not late by the round trip:
+#: quota that is not used in time is lost.
+CONFIRM_AHEAD_S = 0.05
+
 #: Seconds that an answer, or a question that is given up, waits for a Redis that hangs.
 HANGS_S = 2.0
 
@@ -282,15 +286,19 @@ class Gateway:
     async def _slot(self, go: Go) -> bool:
         """Sleep until the grant's time; whether the call may go out now."""
         due = time.monotonic() + go.delay
-        if await self._stopped_within(go.delay):
-            raise NotNow("the worker is stopping")
         if go.delay > CONFIRM_ABOVE_S:
+            await self._sleep(go.delay - CONFIRM_AHEAD_S)
             # Without an answer the grant stands: outstanding ones drain, also when Redis hangs.
             with contextlib.suppress(AdmissionUnavailable, TimeoutError):
                 async with asyncio.timeout(LATE_S / 2):
                     if await self._admission.confirm(go) > 0:
                         return False
+        await self._sleep(due - time.monotonic())
         return time.monotonic() - due <= LATE_S
+
+    async def _sleep(self, delay: float) -> None:
+        if await self._stopped_within(delay):
+            raise NotNow("the worker is stopping")
 
     async def _call(self, go: Go, question: Question, journal: Journal) -> Answer | _Failure:
         """The call itself, its bookkeeping, and its settlement, whatever happens."""
@@ -351,14 +359,14 @@ class Gateway:
             case Postpone(delay):
                 journal.on_wait(describe(error), delay)
                 if isinstance(error, AdmissionUnavailable):
-                    await self._pause(delay)
+                    await self._sleep(delay)
                 # Otherwise admission knows the block, and who else can serve: ask it, do not sleep.
             case Retry(delay):
                 journal.attempts += 1
                 if delay > self._park_after_s:
                     raise NotNow(_reason(error), delay=delay) from error
                 journal.on_wait(describe(error), delay)
-                await self._pause(delay)
+                await self._sleep(delay)
 
     async def _hold(
         self, wait: Wait, journal: Journal, last: LLMTasksError | None, bell: Bell
@@ -375,10 +383,6 @@ class Gateway:
         if not self._stopping.is_set():
             await bell.rings_within(delay)
         if self._stopping.is_set():
-            raise NotNow("the worker is stopping")
-
-    async def _pause(self, delay: float) -> None:
-        if await self._stopped_within(delay):
             raise NotNow("the worker is stopping")
 
     async def _stopped_within(self, delay: float) -> bool:

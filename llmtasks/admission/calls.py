@@ -123,7 +123,7 @@ class Calls:
             _reason(outcome),
             go.waiter,
             go.key or "",
-            limits.ratio(go, outcome),
+            limits.counted(go, outcome),
             limits.stated(provider, outcome),
             go.task,
             limits.output_bound(provider, go, outcome),

@@ -65,12 +65,12 @@ def changes(provider: Provider, go: Go, outcome: Outcome) -> Four:
     return _NOTHING
 
 
-def ratio(go: Go, outcome: Outcome) -> float:
-    """Real input tokens per estimated one, as the provider counted; 0 when that tells nothing."""
+def counted(go: Go, outcome: Outcome) -> tuple[int, int]:
+    """Input tokens as estimated and as the provider counted them; zeros when that tells nothing."""
     usage = outcome.usage if isinstance(outcome, Succeeded) else None
     if usage is None or not go.estimated:
-        return 0.0
-    return usage.input_tokens / go.estimated
+        return 0, 0
+    return go.estimated, usage.input_tokens
 
 
 def counts_real_output(provider: Provider) -> bool:

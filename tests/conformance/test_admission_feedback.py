@@ -398,16 +398,27 @@ def test_estimates_are_corrected_by_what_they_turn_out_to_be(
     fleet: MakeFleet, real: int, learned: int
 ) -> None:
     f = fleet(provider("a", tokens_per_minute=10_000_000))
-    for _ in range(200):
+    for _ in range(400):
         f.settle(f.go(tokens=(1000, 50), exact=False), answered(real))
     go = f.go(tokens=(1000, 50), exact=False)
     assert go.input_tokens == pytest.approx(learned, rel=0.01)
     assert go.output_tokens == 50
 
 
+def test_large_calls_weigh_what_they_take_in_what_is_learned(fleet: MakeFleet) -> None:
+    """One call in ten has ten times the tokens and fewer of them than estimated."""
+    f = fleet(provider("a", tokens_per_minute=100_000_000))
+    for n in range(600):
+        estimated, real = (10_000, 8000) if n % 10 == 0 else (1000, 1100)
+        f.settle(f.go(tokens=(estimated, 0), exact=False), answered(real))
+    reserved = 9 * f.go(tokens=(1000, 0), exact=False).input_tokens
+    reserved += f.go(tokens=(10_000, 0), exact=False).input_tokens
+    assert reserved == pytest.approx(9 * 1100 + 8000, rel=0.02)
+
+
 def test_counted_tokens_are_reserved_as_they_are(fleet: MakeFleet) -> None:
     f = fleet(provider("a", tokens_per_minute=10_000_000))
-    for _ in range(100):
+    for _ in range(200):
         f.settle(f.go(tokens=(1000, 50), exact=False), answered(800))
         f.settle(f.go(tokens=(1000, 50)), answered(2000))
     assert f.go(tokens=(1000, 50)).input_tokens == 1000

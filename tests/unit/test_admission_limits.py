@@ -71,10 +71,10 @@ def test_an_unknown_outcome_counts_as_consumed(outcome: Failed) -> None:
 
 def test_only_an_estimate_and_its_real_count_teach_anything() -> None:
     estimated = replace(GO, estimated=1000)
-    assert limits.ratio(estimated, Succeeded(usage=USAGE)) == 1.1
-    assert limits.ratio(GO, Succeeded(usage=USAGE)) == 0
-    assert limits.ratio(estimated, Succeeded(usage=None)) == 0
-    assert limits.ratio(estimated, Failed()) == 0
+    assert limits.counted(estimated, Succeeded(usage=USAGE)) == (1000, 1100)
+    assert limits.counted(GO, Succeeded(usage=USAGE)) == (0, 0)
+    assert limits.counted(estimated, Succeeded(usage=None)) == (0, 0)
+    assert limits.counted(estimated, Failed()) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ end
 -- The costs of a claim as they are expected of the provider; `real_output`: it counts what is written.
 local function expected(state, costs, exact, real_output, task)
   local total, input, output = costs[2], costs[3], costs[4]
-  if not exact and state.ratio ~= 1 then input = math.ceil(costs[3] * state.ratio) end
+  if not exact and state.estimated > 0 then
+    input = math.ceil(costs[3] * state.counted / state.estimated)
+  end
   if real_output then output = math.ceil(costs[4] * output_share(state, task)) end
   if input == costs[3] and output == costs[4] then return costs end
   return { costs[1], total - costs[3] - costs[4] + input + output, input, output }

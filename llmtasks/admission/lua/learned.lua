@@ -1,7 +1,9 @@
 -- What calls teach about those after them, see expected.lua. Tokens.
 --
--- Real input per estimated one: a moving average over about 1 / RECENT estimates, within bounds.
-local RECENT = 0.05
+-- Real input per estimated one: of about the last 1 / RECENT estimates together, so that the large ones weigh
+-- what they take. It begins as if FIRST estimates like the first had been right; each counts within bounds.
+local RECENT = 0.01
+local FIRST = 20
 local LEAST, MOST = 0.5, 2
 
 -- The share of its bound that an answer has: an expectile, which errs on the high side: it goes up three
@@ -22,10 +24,12 @@ local function refund(state, reserved, changes, task, bound)
   changes[2], changes[4] = changes[2] + kept, changes[4] + kept
 end
 
--- Real input tokens per estimated one (0: unknown).
-local function learn_ratio(state, ratio)
-  local seen = math.max(LEAST, math.min(MOST, ratio))
-  set(state, 'ratio', state.ratio + RECENT * (seen - state.ratio))
+-- Input tokens as they were estimated and counted.
+local function learn_ratio(state, estimated, counted)
+  local seen = math.max(LEAST * estimated, math.min(MOST * estimated, counted))
+  if state.estimated == 0 then state.estimated, state.counted = FIRST * estimated, FIRST * estimated end
+  set(state, 'estimated', (1 - RECENT) * state.estimated + estimated)
+  set(state, 'counted', (1 - RECENT) * state.counted + seen)
 end
 
 -- Tokens of an answer, and how many it might have had.

@@ -3,7 +3,7 @@
 -- KEYS  grant, state, slots and line (three) of its provider, then the flight if there is an answer
 --       to be shared (in another hash slot: on a Redis Cluster it lands by land.lua)
 -- ARGV  1: msgpack [attempt, provider, kind, changes and rates per dimension, block seconds, why,
---       waiter, name of the question, real input tokens per estimated one (0: unknown), share of the
+--       waiter, name of the question, input tokens as estimated and counted (0: unknown), share of the
 --       configured limit that the provider states per dimension (0: nothing; or none at all), task,
 --       bound on the answer (0: what it had is unknown, or the provider counts the bound)]
 --       kind: succeeded | limited | failed | rejected | disabled | given up | abandoned
@@ -14,7 +14,7 @@
 -- A settled grant is remembered until no replay of its settlement can still be under way.
 local SETTLED_MARGIN = 60
 
-local attempt, name, kind, changes, rates, wait, why, waiter, question, ratio, stated, task,
+local attempt, name, kind, changes, rates, wait, why, waiter, question, counted, stated, task,
   bound = unpack(cmsgpack.unpack(ARGV[1]))
 local time = clock()
 if KEYS[7] then land(load_flight(KEYS[7], time), waiter, question) end
@@ -39,7 +39,7 @@ if granted then
   if kind == 'limited' then cut(state, at) end
   if #stated > 0 then hear(state, at, stated) end
 end
-if ratio > 0 then learn_ratio(state, ratio) end
+if counted[1] > 0 then learn_ratio(state, counted[1], counted[2]) end
 if wait > 0 then block(state, wait, why) end
 redis.call('ZREM', KEYS[3], attempt)
 if next(state.dirty) then save_state(state) end

@@ -16,7 +16,7 @@ local function blank(key, now)
     peak = 0, cut_at = 0,                           -- share of the limit when it was cut, see pace.lua
     stated_at = 0,                                  -- when it was last heard what it states; then also
     -- 'stated_<dimension>', share of the configured limit, see pace.lua
-    ratio = 1,                                      -- real input tokens per estimated one
+    estimated = 0, counted = 0,                     -- input tokens of late, see learned.lua
     born = '', unknown_until = 0,                   -- when it was first written; see loss.lua
     -- and by task, see expected.lua: 'output:<task>' is the share of its bound that an answer has, known
     -- from 'answers:<task>'
