@@ -50,6 +50,13 @@ SETTING = {
 QUOTED = 251
 #: Longer than that, so that all answers have the same length.
 _SENTENCE = "The harbour office kept a record of every ship that came in during the year, " * 4
+#: Of the same words in all sizes, so that an estimate is as right for large documents as for small ones.
+_LINES = (
+    "A boat with seven barrels of salt.",
+    "Three masts seen in the morning fog.",
+    "Two letters for the keeper were left.",
+    "No wind until late in the evening.",
+)
 #: Tokens of the two messages of a question beside their text, as the simulator counts.
 _OF_MESSAGES = 8
 
@@ -204,7 +211,7 @@ def texts(scenario: Scenario, count: int) -> list[str]:
 
 
 def _text(number: int, words: float) -> str:
-    body = " ".join(f"Item {number} of list {line} was counted." for line in range(int(words / 7)))
+    body = " ".join(_LINES[line % len(_LINES)] for line in range(int(words / 7)))
     return f"{number:06} {_SENTENCE}. {body}"
 
 

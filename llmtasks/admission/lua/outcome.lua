@@ -102,13 +102,14 @@ end
 -- was said of it. One that states what is configured, as nearly all do, costs no bookkeeping.
 local function hear(state, granted, stated)
   if granted < state.stated_at then return end
-  local known, news, heard = limits_stated(state), false, {}
+  local known, news, less, heard = limits_stated(state), false, false, {}
   for d, name in ipairs(STATED) do
     local before = known and tonumber(state[name]) or 1
     heard[d] = stated[d] > 0 and stated[d] or before
-    news = news or heard[d] < 1 or before < 1
+    news, less = news or heard[d] < 1 or before < 1, less or heard[d] < before
   end
   if not news then return end
   for d, name in ipairs(STATED) do set(state, name, heard[d]) end
+  if less then set(state, 'slowed_at', state.now) end
   set(state, 'stated_at', granted)
 end

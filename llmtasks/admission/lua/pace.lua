@@ -47,10 +47,10 @@ local function share(state)
   return least
 end
 
--- A call granted at `granted` was told that there are too many. Those granted before the last cut
--- tell of the pace before it.
+-- A call granted at `granted` was told that there are too many. Those granted before the pace was last
+-- lowered tell of the one before.
 local function cut(state, granted)
-  if granted <= state.cut_at then return end
+  if granted <= math.max(state.cut_at, state.slowed_at) then return end
   set(state, 'peak', share(state))
   set(state, 'cut_at', state.now)
 end

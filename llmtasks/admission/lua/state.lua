@@ -14,7 +14,7 @@ local function blank(key, now)
     probe = '',                                     -- attempt id of the one probe, see slots.lua
     era = 0, closed_at = 0,                         -- grows whenever the breaker closes; when it did
     peak = 0, cut_at = 0,                           -- share of the limit when it was cut, see pace.lua
-    stated_at = 0,                                  -- when it was last heard what it states; then also
+    stated_at = 0, slowed_at = 0,                   -- when it last stated limits, and lower ones; then also
     -- 'stated_<dimension>', share of the configured limit, see pace.lua
     estimated = 0, counted = 0,                     -- input tokens of late, see learned.lua
     born = '', unknown_until = 0,                   -- when it was first written; see loss.lua
