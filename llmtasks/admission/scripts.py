@@ -10,13 +10,15 @@ from importlib import resources
 #: What each script is made of, in order: concepts (files with local functions only) and then itself.
 #: Every call runs every line, so each has only what it needs, and what only a line needs comes last.
 _PARTS = {
-    "admit": "clock state pace gcra loss expected slots health choose wake flight admit line queue",
-    "settle": "clock state pace gcra expected learned outcome wake flight settle slots line next",
-    "look": "clock state pace gcra slots health line look",
+    "admit": "clock state pace gcra loss expected slots health choose wake flight grant provider"
+    " admit line queue",
+    "settle": "clock state pace gcra expected learned outcome wake flight grant settle"
+    " slots provider line next",
+    "look": "clock state pace gcra slots health provider line look",
     "renew": "clock state wake flight renew",
     "hold": "clock state slots hold",
     "leave": "clock state wake flight leave",
-    "withdraw": "clock state pace gcra slots wake line withdraw",
+    "withdraw": "clock state pace gcra slots provider wake line withdraw",
     "seek": "clock state wake flight seek",
     "land": "clock state wake flight land",
 }

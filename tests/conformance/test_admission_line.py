@@ -279,14 +279,61 @@ def test_a_slot_that_comes_free_goes_to_the_first_in_the_line(fleet: MakeFleet) 
 
 
 def test_a_slot_is_not_kept_for_a_waiter_that_died(fleet: MakeFleet) -> None:
+    """However many of them died, it is not even late."""
+    f = fleet(provider("p", max_concurrency=4, timeout_s=60))
+    callers = Callers(f)
+    for _ in range(4):
+        callers.start(Job(tokens=(1, 1)))
+    killed = [callers.start(Job(tokens=(1, 1), process="killed")) for _ in range(40)]
+    alive = [callers.start(Job(tokens=(1, 1))) for _ in range(8)]
+    callers.kill("killed", killed)
+    callers.run()
+    assert [job.waited for job in alive] == pytest.approx([1] * 4 + [2] * 4, abs=MOMENT_S)
+
+
+def test_a_slot_is_not_kept_for_long_for_a_process_that_hangs(fleet: MakeFleet) -> None:
     f = fleet(provider("p", max_concurrency=1, timeout_s=60))
     callers = Callers(f)
     callers.start(Job(tokens=(1, 1)))
-    for _ in range(3):
-        callers.die(callers.start(Job(tokens=(1, 1))))
+    for _ in range(40):
+        callers.die(callers.start(Job(tokens=(1, 1), process="hangs")))
     alive = callers.start(Job(tokens=(1, 1)))
     callers.run()
-    assert alive.waited <= 2 * 5 + LATE_S + MOMENT_S
+    assert alive.waited <= 2 * 60 + LATE_S + MOMENT_S
+
+
+def test_long_calls_one_at_a_time_are_not_polled_for(fleet: MakeFleet) -> None:
+    f = fleet(provider("p", max_concurrency=1, timeout_s=600))
+    callers = Callers(f, lambda _: (14.0, Succeeded(usage=None)))
+    callers.slots(64, copies(Job(tokens=(1, 1)), 150))
+    callers.run()
+    assert callers.scripts / 150 <= 20
+
+
+def test_what_is_urgent_takes_its_tenant_s_turn_and_nobody_else_s(fleet: MakeFleet) -> None:
+    f = fleet(provider("p", tokens_per_minute=60_000, burst_s=0.8))
+    callers = Callers(f)
+    callers.slots(200, copies(Job(tokens=(1000, 0), tenant="large"), 10_000))
+    callers.start_at(START + 20, Job(tokens=(1000, 0), tenant="large", priority=1))
+    small = [Job(tokens=(1000, 0), tenant="small") for _ in range(5)]
+    for number, job in enumerate(small):
+        callers.start_at(START + 30 + number, job)
+    callers.run(START + 120)
+    assert max(job.waited for job in small) <= 5 * 2 + 5
+
+
+def test_who_comes_behind_many_dead_overtakes_nobody_alive(fleet: MakeFleet) -> None:
+    f = fleet(provider("p", tokens_per_minute=60_000, burst_s=0))
+    callers = Callers(f)
+    for _ in range(51):
+        callers.start(Job(tokens=(100, 0)))
+    for _ in range(70):
+        callers.die(callers.start(Job(tokens=(100, 0), process="killed")))
+    alive = [callers.start(Job(tokens=(100, 0))) for _ in range(200)]
+    new = [callers.start_at(START + 0.2 * n, Job(tokens=(100, 0))) for n in range(60)]
+    callers.run()
+    last = max(job.granted for job in alive)
+    assert all(job.granted >= last - 6 for job in new)
 
 
 def test_what_a_crashed_holder_leaves_is_found_without_a_call(fleet: MakeFleet) -> None:
@@ -316,6 +363,7 @@ def test_quota_that_is_given_back_wakes_those_who_can_have_it(fleet: MakeFleet) 
 
 def test_who_gave_a_grant_back_unused_does_not_queue_again(fleet: MakeFleet) -> None:
     f = fleet(provider("p", tokens_per_minute=60_000, burst_s=0))
+    Callers(f)  # somebody listens: those who wait are alive
     first = [f.go(tokens=(1000, 0)) for _ in range(6)]
     for _ in range(20):
         f.wait(tokens=(1000, 0))

@@ -322,6 +322,20 @@ def test_an_abandoned_call_gives_back_every_dimension_and_its_slot(fleet: MakeFl
     assert f.go(tokens=(300, 0)).delay == 0
 
 
+def test_what_half_of_a_fleet_gives_back_is_not_granted_on_top_of_what_stands(
+    fleet: MakeFleet,
+) -> None:
+    """A worker that is stopped returns its grants; those of the others keep their times."""
+    f = fleet(provider("p", requests_per_minute=600, burst_s=0))
+    grants = [(f.now + (go := f.go()).delay, go) for _ in range(51)]
+    for _, go in grants[:25]:
+        f.settle(go, Abandoned())
+    starts = [start for start, _ in grants[25:]]
+    while isinstance(decision := f.admit(waiter="process.next"), Go):
+        starts.append(f.now + decision.delay)
+    assert worst_excess([(start, 0.1) for start in starts], 0) <= 1e-3
+
+
 def test_more_output_than_reserved_delays_those_who_come_later(fleet: MakeFleet) -> None:
     f = fleet(provider("a", kind="anthropic", output_tokens_per_minute=6000, burst_s=0))
     f.settle(f.go(tokens=(1, 100)), Succeeded(usage=Usage(input_tokens=1, output_tokens=400)))
@@ -438,9 +452,9 @@ def test_a_clock_that_was_an_hour_ahead_does_not_stop_the_fleet(fleet: MakeFleet
     f.advance(3600)
     f.go()
     f.advance(-3600)
-    f.wait()
+    f.wait(waiter="process.next")
     f.advance(5.1)
-    assert f.go().delay == 0
+    assert f.go(waiter="process.next").delay == 0
 
 
 @pytest.mark.parametrize(("weights", "shares"), [((0.7, 0.3), (700, 300)), ((2, 1), (667, 333))])

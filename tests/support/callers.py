@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from support.fleet import Fleet
@@ -38,6 +38,7 @@ class Job:
     """
 
     tokens: tuple[int, int]
+    process: str = "process"
     tenant: str = "default"
     priority: int = 0
     providers: tuple[str, ...] = ()
@@ -87,7 +88,8 @@ class Callers:
         self._slots: dict[str, Slots] = {}
         self._attempts: dict[str, int] = defaultdict(int)
         self._bells = fleet.redis.pubsub()
-        fleet.run(self._bells.psubscribe(f"{fleet.prefix}:wake:*"))
+        self._processes = set[str]()
+        self._listen("process")
 
     def close(self) -> None:
         self.fleet.run(self._bells.aclose())
@@ -99,7 +101,8 @@ class Callers:
     def start(self, job: Job, then: Slots = lambda: None) -> Job:
         """Ask now; when the call has ended the slot that it took goes on with `then()`."""
         job.number = next(self._order)
-        job.waiter = f"process.{job.number}"
+        job.waiter = f"{job.process}.{job.number}"
+        self._listen(job.process)
         self._slots[job.waiter] = then
         self._ask(job)
         return job
@@ -124,8 +127,19 @@ class Callers:
         if until is not None and until > self.fleet.now:
             self.fleet.set_clock(until)
 
+    def _listen(self, process: str) -> None:
+        if process not in self._processes:
+            self._processes.add(process)
+            self.fleet.run(self._bells.subscribe(f"{self.fleet.prefix}:wake:{process}"))
+
+    def kill(self, process: str, jobs: Iterable[Job]) -> None:
+        """The process is gone, and the jobs that wait in it: nobody hears what it is told."""
+        self.fleet.run(self._bells.unsubscribe(f"{self.fleet.prefix}:wake:{process}"))
+        for job in jobs:
+            self.die(job)
+
     def die(self, job: Job) -> None:
-        """Its process is gone: it hears and says nothing more."""
+        """Its process hangs: it says nothing more, and what it is told is not heard to be in vain."""
         job.dead = True
         self._timers.pop(job.waiter, None)
 
@@ -213,7 +227,7 @@ class Callers:
             message = await self._bells.get_message(timeout=5.0)
             if message is None or message["type"] == "pong":
                 return heard
-            if message["type"] == "pmessage":
+            if message["type"] == "message":
                 heard.append(message["data"].decode())
 
 

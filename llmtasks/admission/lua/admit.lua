@@ -21,38 +21,23 @@ local GRANT_MARGIN = 60
 local attempt, costs, packed, cacheable, waiter, priority, tenant, returned, exact, births, task =
   unpack(cmsgpack.unpack(ARGV[1]))
 
-local granted = redis.call('GET', KEYS[1])
+local granted = load_grant(KEYS[1])
 if not granted and cacheable and redis.call('EXISTS', KEYS[#KEYS - 1]) == 1 then
   return { 'hit' }
 end
 local time = clock()
 local flight = cacheable and load_flight(KEYS[#KEYS], time) or nil
 
-local function reply_go(name, start, costs, state, placed)
-  local delay = string.format('%.6f', math.max(0, start - state.now))
+local function reply_go(g, state)
+  local delay = string.format('%.6f', math.max(0, g.start - state.now))
   local leading = flight and leads(flight, waiter) and 1 or 0
-  return { 'go', name, delay, costs[3], costs[4], state.born, placed, leading }
+  return { 'go', g.provider, delay, g.reserved[3], g.reserved[4], state.born, g.placed, leading }
 end
 
 -- The same claim again: its answer was lost on the way. Same grant, charged once.
-if granted then
-  local name, start, _, state_key, _, _, reserved, _, placed = unpack(cmsgpack.unpack(granted))
-  return reply_go(name, start, reserved, load_state(state_key, time), placed or 0)
-end
+if granted then return reply_go(granted, load_state(granted.state_key, time)) end
 if flight and not may_lead(flight, waiter, priority) then
   return { 'follow', string.format('%.6f', follow(flight, waiter)) }
-end
-
--- A provider's settings and how it stands.
-local function provider_of(fields, index)
-  local name, weight, tried, burst, rates, concurrency, lasting, real_output = unpack(fields)
-  local state = load_state(KEYS[5 * index - 3], time)
-  notice_loss(state, births[index])
-  return {
-    name = name, weight = weight, tried = tried, burst = burst, rates = rates,
-    concurrency = concurrency, lasting = lasting, real_output = real_output,
-    first_key = 5 * index - 3, state = state, slots = KEYS[5 * index - 2],
-  }
 end
 
 -- When the claim would start at the provider, if it were granted now.
@@ -63,32 +48,33 @@ local function plan(provider)
   provider.delay = provider.start - state.now
 end
 
--- Reserves a place at the one of the candidates whose turn it is.
+-- Reserves a place at the one of the candidates whose turn it is; the reply, and where it is.
 local function grant(candidates)
   local competing = competitors(candidates)
   local chosen = take_turn(competing)
   local state = chosen.state
   reserve(state, chosen.rates, chosen.lengths, chosen.start)
-  chosen.placed = (chosen.probing or chosen.concurrency > 0) and 1 or 0
+  set(state, 'newest', attempt)
+  local placed = chosen.probing or chosen.concurrency > 0
   if chosen.probing then set(state, 'probe', attempt) end
-  if chosen.placed == 1 then take_slot(chosen.slots, attempt, state.now, chosen.start) end
+  if placed then take_slot(chosen.slots, attempt, state.now, chosen.start) end
   for _, candidate in ipairs(competing) do save_state(candidate.state) end
-  local slower = slowness(state, chosen.rates, chosen.costs, chosen.lengths)
-  local kept = cmsgpack.pack({
-    chosen.name, chosen.start, state.era, state.key, state.now, slower, chosen.costs, false,
-    chosen.placed,
-  })
-  local seconds = math.ceil(HORIZON + chosen.lasting + GRANT_MARGIN)
-  redis.call('SET', KEYS[1], kept, 'EX', seconds)
+  local granted = {
+    provider = chosen.name, start = chosen.start, state_key = state.key, era = state.era,
+    at = state.now, slower = slowness(state, chosen.rates, chosen.costs, chosen.lengths),
+    reserved = chosen.costs, placed = placed and 1 or 0, settled = false,
+  }
+  save_grant(KEYS[1], granted, math.ceil(HORIZON + chosen.lasting + GRANT_MARGIN))
   if flight then lead(flight, waiter, priority, 1) end
-  return chosen
+  return reply_go(granted, state), chosen
 end
 
 -- Each provider is out, or promises too much already (`full`), or the claim could go.
 local providers, candidates, tags = {}, {}, {}
 for index, fields in ipairs(packed) do
-  local provider = provider_of(fields, index)
+  local provider = provider_of(fields, 2 + KEYS_EACH * (index - 1), time)
   local state = provider.state
+  notice_loss(state, births[index])
   local open, _, probing = breaker(state, provider.slots, attempt)
   if open > 0 or blocked_for(state) > HORIZON then
     provider.out, provider.why = obstacle(state, provider.slots, attempt)
@@ -101,12 +87,9 @@ for index, fields in ipairs(packed) do
       candidates[#candidates + 1] = provider
     end
   end
-  providers[index], tags[index] = provider, KEYS[5 * index - 1]
+  providers[index], tags[index] = provider, KEYS[provider.first_key + 2]
 end
 
 local somebody_waits = redis.call('EXISTS', unpack(tags)) > 0
-if #candidates > 0 and not somebody_waits then
-  local chosen = grant(candidates)
-  return reply_go(chosen.name, chosen.start, chosen.costs, chosen.state, chosen.placed)
-end
+if #candidates > 0 and not somebody_waits then return (grant(candidates)) end
 -- Goes on in queue.lua: what only those need who wait costs the others nothing.

@@ -33,7 +33,7 @@ local SECONDS_OF_SLOT = 1
 local TICK = 1e-6
 
 local function line_of(first_key)
-  return { tags = KEYS[first_key], waiters = KEYS[first_key + 1], tenants = KEYS[first_key + 2] }
+  return { tags = KEYS[first_key + 2], waiters = KEYS[first_key + 3], tenants = KEYS[first_key + 4] }
 end
 
 local function pack_place(place)
@@ -116,11 +116,11 @@ local function give_up_place(line, waiter, packed)
   take_out(line, waiter)
 end
 
--- The first `count` places before `tag` and their waiters. Those whose lease has ended are taken out.
--- (A lease that is longer than any was written under another clock.)
-local function first_places(line, now, tag, count)
-  local waiters = redis.call('ZRANGEBYSCORE', line.tags, '-inf', tag, 'LIMIT', 0, count)
-  if #waiters == 0 then return {} end
+-- The places before `tag`, from the one at `first` on, `count` at most, and whether there may be more. Those
+-- whose lease has ended are taken out. (A lease that is longer than any was written under another clock.)
+local function places_before(line, now, tag, first, count)
+  local waiters = redis.call('ZRANGEBYSCORE', line.tags, '-inf', tag, 'LIMIT', first, count)
+  if #waiters == 0 then return {}, false end
   local packed = redis.call('HMGET', line.waiters, unpack(waiters))
   local places = {}
   for i, waiter in ipairs(waiters) do
@@ -132,7 +132,7 @@ local function first_places(line, now, tag, count)
       places[#places + 1] = place
     end
   end
-  return places
+  return places, #waiters == count
 end
 
 -- What is before a tag: seconds of quota in each dimension, how much of them will probably be taken
@@ -140,7 +140,8 @@ end
 local function before(line, now, tag)
   local quota, likely, rank = { 0, 0, 0, 0 }, { 0, 0, 0, 0 }, 0
   local below = string.format('(%.17g', tag)
-  local places = first_places(line, now, below, SCANNED)
+  local places, more = places_before(line, now, below, 0, SCANNED)
+  if more and #places == 0 then return before(line, now, tag) end  -- all of them were taken out
   for _, place in ipairs(places) do
     if place.due + LATE > now then
       rank = rank + 1
@@ -150,14 +151,16 @@ local function before(line, now, tag)
       end
     end
   end
-  if rank > 0 and #places == SCANNED then
-    local all = rank + redis.call('ZCOUNT', line.tags, '-inf', below) - #places
-    for d = 1, #DIMENSIONS do
-      quota[d], likely[d] = quota[d] * all / rank, likely[d] * all / rank
-    end
-    rank = all
+  if not more then return { quota = quota, likely = likely, rank = rank } end
+  -- Those behind take as much as those in front, and are all there.
+  local behind = redis.call('ZCOUNT', line.tags, '-inf', below) - #places
+  for d = 1, #DIMENSIONS do
+    local mean, share_of = 0, 1
+    for _, place in ipairs(places) do mean = mean + place.quota[d] / #places end
+    if quota[d] > 0 then share_of = likely[d] / quota[d] end
+    quota[d], likely[d] = quota[d] + behind * mean, likely[d] + behind * mean * share_of
   end
-  return { quota = quota, likely = likely, rank = rank }
+  return { quota = quota, likely = likely, rank = rank + behind }
 end
 
 -- Takes a place, or keeps it, until a while after `due`, when the claim will ask again.
@@ -187,22 +190,34 @@ local function served_from(line, waiter, place)
   tidy(line, math.max(score(line, '') + turn, place.start))
 end
 
--- Wakes those who could go now and do not know it.
+-- Wakes those who could go now and do not know it. One whose process has gone is late from now on: it would
+-- keep those behind it waiting for nothing.
 local function wake_line(provider)
-  local line, state = provider.line, provider.state
+  local line, state = line_of(provider.first_key), provider.state
   local now = state.now
-  local quota, rank = { 0, 0, 0, 0 }, 0
-  for _, place in ipairs(first_places(line, now, '+inf', WOKEN)) do
-    if place.due + LATE > now then
-      if promised(state, provider.rates, quota) > HORIZON + ROUNDING then return end
-      if slots_free(provider, rank) <= 0 then return end
-      if place.due > now + SOON then
-        place.due = now
-        redis.call('HSET', line.waiters, place.waiter, pack_place(place))
-        wake_waiter(place.waiter)
+  local quota, rank, first = { 0, 0, 0, 0 }, 0, 0
+  local function wake_some(places)
+    for _, place in ipairs(places) do
+      if place.due + LATE > now then
+        if promised(state, provider.rates, quota) > HORIZON + ROUNDING then return false end
+        if slots_free(provider, rank) <= 0 then return false end
+        local there = true
+        if place.due > now + SOON then
+          there = wake_waiter(place.waiter)
+          place.due = there and now or now - LATE
+          redis.call('HSET', line.waiters, place.waiter, pack_place(place))
+        end
+        if there then
+          rank = rank + 1
+          for d = 1, #DIMENSIONS do quota[d] = quota[d] + place.quota[d] end
+        end
       end
-      rank = rank + 1
-      for d = 1, #DIMENSIONS do quota[d] = quota[d] + place.quota[d] end
     end
+    return rank < WOKEN
   end
+  local places, more
+  repeat
+    places, more = places_before(line, now, '+inf', first, WOKEN)
+    first = first + #places
+  until not wake_some(places) or not more or first >= SCANNED
 end

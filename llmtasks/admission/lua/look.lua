@@ -18,12 +18,12 @@ end
 
 local replies = {}
 for index, rates in ipairs(configured) do
-  local first_key = 5 * index - 4
+  local first_key = 1 + KEYS_EACH * (index - 1)
   local state = load_state(KEYS[first_key], time)
   local slots = KEYS[first_key + 1]
   local seconds, why = obstacle(state, slots, attempt)
   local taken = slots_taken(slots, state.now)
-  local waiting = redis.call('ZCARD', line_of(first_key + 2).tags)
+  local waiting = redis.call('ZCARD', line_of(first_key).tags)
   local in_use = string.format('%.6f', share(state) * ramp(state))
   local reply = { string.format('%.6f', seconds), why, name_of(state), taken, waiting, in_use }
   for d, name in ipairs(DIMENSIONS) do

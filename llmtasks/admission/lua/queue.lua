@@ -5,10 +5,12 @@ local SHORTEST_WAIT = 0.05
 -- How much later than it will probably be a claim's turn it looks by itself: it is woken before, when
 -- those before it have really gone elsewhere. Less than HORIZON, so that no quota is lost meanwhile.
 local PATIENCE = 2.5
--- Who waits for a slot is woken. The first one looks after so long all the same, the next ones later.
-local SLOT_RECHECK = 2
 
-local claim = { waiter = waiter, priority = priority, tenant = tenant, returned = returned }
+-- Each level of priority of a tenant has a turn of its own: what is urgent must not put the line on to where
+-- the tenant's other claims stand.
+local claim = {
+  waiter = waiter, priority = priority, tenant = priority .. ':' .. tenant, returned = returned,
+}
 
 -- Seconds until the claim could go, with those before it in the line served first; 0 for now.
 local function turn_in(provider)
@@ -21,7 +23,7 @@ local function turn_in(provider)
     return math.min(surely, math.max(0, likely) + PATIENCE)
   end
   if slots_free(provider, those.rank) > 0 then return 0 end
-  return SLOT_RECHECK * (those.rank + 1)
+  return slot_free_in(provider, those.rank)
 end
 
 -- The claim stands in the line of every provider that is not out, until it asks again. What part of it
@@ -57,7 +59,7 @@ end
 candidates = {}
 local soonest, reason, all_out = math.huge, 'behind others', true
 for _, provider in ipairs(providers) do
-  provider.line = line_of(provider.first_key + 2)
+  provider.line = line_of(provider.first_key)
   if provider.out then
     if provider.out < soonest then
       soonest, reason = provider.out, provider.name .. ': ' .. provider.why
@@ -75,9 +77,9 @@ for _, provider in ipairs(providers) do
 end
 
 if #candidates > 0 then
-  local chosen = grant(candidates)
+  local reply, chosen = grant(candidates)
   leave_lines(chosen)
-  return reply_go(chosen.name, chosen.start, chosen.costs, chosen.state, chosen.placed)
+  return reply
 end
 
 local delay = math.max(SHORTEST_WAIT, soonest)

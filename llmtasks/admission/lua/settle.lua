@@ -18,32 +18,35 @@ local attempt, name, kind, changes, rates, wait, why, waiter, question, counted,
   bound = unpack(cmsgpack.unpack(ARGV[1]))
 local time = clock()
 if KEYS[7] then land(load_flight(KEYS[7], time), waiter, question) end
-local granted = redis.call('GET', KEYS[1])
-local start, era, at, slower, reserved, settled = 0, -1, 0, false, 0, false
-local _
-if granted then _, start, era, _, at, slower, reserved, settled = unpack(cmsgpack.unpack(granted)) end
-if settled then return 0 end
+local granted = load_grant(KEYS[1])
+if granted and granted.settled then return 0 end
 
 local state = load_state(KEYS[2], time)
 -- Without its grant (data loss, or far too late) nothing is given back and the breaker does not
 -- hear of it; only what the provider said about the future still counts.
 if granted then
   if bound > 0 then
-    local tokens = reserved[4] + changes[4]
-    refund(state, reserved, changes, task, bound)
+    local tokens = granted.reserved[4] + changes[4]
+    refund(state, granted.reserved, changes, task, bound)
     learn_output(state, task, tokens, bound)
   end
-  true_up(state, rates, changes, slower)
-  judge(state, attempt, era, kind, why)
+  -- What was never sent is given back if nobody was promised anything behind it: those who were keep
+  -- their time, and to grant its time to others on top of them would break the law.
+  if kind ~= 'abandoned' or state.newest == attempt then
+    true_up(state, rates, changes, granted.slower)
+  end
+  judge(state, attempt, granted.era, kind, why)
   -- The refusal was of the pace before what it states.
-  if kind == 'limited' then cut(state, at) end
-  if #stated > 0 then hear(state, at, stated) end
+  if kind == 'limited' then cut(state, granted.at) end
+  if #stated > 0 then hear(state, granted.at, stated) end
 end
 if counted[1] > 0 then learn_ratio(state, counted[1], counted[2]) end
 if wait > 0 then block(state, wait, why) end
 redis.call('ZREM', KEYS[3], attempt)
 if next(state.dirty) then save_state(state) end
-local grant = cmsgpack.pack({ name, start, era, KEYS[2], at, slower, reserved, true })
-redis.call('SET', KEYS[1], grant, 'EX', SETTLED_MARGIN)
+granted = granted or { provider = name, start = 0, state_key = KEYS[2], era = 0, at = 0,
+  slower = false, reserved = { 0, 0, 0, 0 }, placed = 0 }
+granted.settled = true
+save_grant(KEYS[1], granted, SETTLED_MARGIN)
 if redis.call('EXISTS', KEYS[4]) == 0 then return 1 end
 -- Goes on in next.lua: what only those need who wait costs the others nothing.

@@ -29,6 +29,19 @@ local function take_slot(key, attempt, now, start)
   hold_slot(key, attempt, start)
 end
 
+-- When one behind `rank` others looks for a slot by itself, seconds. Who gives one back wakes the next: this is
+-- for holders that died, and for a next one whose process hangs.
+local LONGEST_LOOK = 60
+local function slot_free_in(provider, rank)
+  local state = provider.state
+  local now = state.now
+  if now < state.unknown_until then return state.unknown_until - now end
+  local first = redis.call('ZRANGEBYSCORE', provider.slots, string.format('(%.6f', now), '+inf',
+    'WITHSCORES', 'LIMIT', 0, 1)
+  local ends = math.min(SLOT_LEASE, tonumber(first[2] or now) - now)
+  return math.min(LONGEST_LOOK, ends + SLOT_LEASE * math.floor(rank / provider.concurrency))
+end
+
 -- When the lease of a call ends; 0 if it has none.
 local function held_until(key, attempt)
   return tonumber(redis.call('ZSCORE', key, attempt) or 0)

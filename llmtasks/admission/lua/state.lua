@@ -12,6 +12,7 @@ local function blank(key, now)
     failing = 0, outcomes = 0,                      -- share of calls that fail; calls it is known from
     open_until = 0, open_why = '', disabled = 0,    -- 0: closed; else out until then, then one probe
     probe = '',                                     -- attempt id of the one probe, see slots.lua
+    newest = '',                                    -- attempt id of the last grant
     era = 0, closed_at = 0,                         -- grows whenever the breaker closes; when it did
     peak = 0, cut_at = 0,                           -- share of the limit when it was cut, see pace.lua
     stated_at = 0, slowed_at = 0,                   -- when it last stated limits, and lower ones; then also

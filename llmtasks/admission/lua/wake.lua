@@ -8,11 +8,12 @@ local function process_of(waiter)
   return string.match(waiter, '^[^.]*')
 end
 
--- Wakes what waits under `name` in a process.
+-- Wakes what waits under `name` in a process; false if nobody can have heard it. (On a cluster only those
+-- are known who listen at this node, so a process may have heard it all the same.)
 local function wake(process, name)
-  redis.pcall('PUBLISH', ARGV[2] .. process, name)
+  return redis.pcall('PUBLISH', ARGV[2] .. process, name) ~= 0
 end
 
 local function wake_waiter(waiter)
-  wake(process_of(waiter), waiter)
+  return wake(process_of(waiter), waiter)
 end

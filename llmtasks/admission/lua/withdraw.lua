@@ -7,13 +7,8 @@
 local waiter, packed = unpack(cmsgpack.unpack(ARGV[1]))
 local time = clock()
 for index, fields in ipairs(packed) do
-  local _, _, _, _, rates, concurrency = unpack(fields)
-  local first_key = 5 * index - 4
-  local line = line_of(first_key + 2)
-  give_up_place(line, waiter)
-  wake_line({
-    state = load_state(KEYS[first_key], time), rates = rates, concurrency = concurrency,
-    slots = KEYS[first_key + 1], line = line,
-  })
+  local provider = provider_of(fields, 1 + KEYS_EACH * (index - 1), time)
+  give_up_place(line_of(provider.first_key), waiter)
+  wake_line(provider)
 end
 return 1
