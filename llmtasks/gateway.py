@@ -255,19 +255,25 @@ class Gateway:
                 return await self._granted(decision, question, journal)
 
     async def _admit(self, claim: Claim) -> Decision:
-        """Admit; a grant that arrives while the question is being given up is given back."""
+        """Admit; a decision that arrives while the question is being given up binds nobody."""
         admitting = asyncio.ensure_future(self._admission.admit(claim))
         try:
             return await asyncio.shield(admitting)
         except asyncio.CancelledError:
             with contextlib.suppress(LLMTasksError):
-                await self._tell(self._return(admitting))
+                await self._tell(self._return(admitting, claim.waiter))
             raise
 
-    async def _return(self, admitting: asyncio.Future[Decision]) -> None:
-        decision = await admitting
-        if isinstance(decision, Go):
-            await self._give_back(decision)
+    async def _return(self, admitting: asyncio.Future[Decision], waiter: str) -> None:
+        """Give a grant back, and leave: a decision that came after its question had left made it lead
+        or wait again.
+        """
+        try:
+            decision = await admitting
+            if isinstance(decision, Go):
+                await self._give_back(decision)
+        finally:
+            await self._leave(waiter, failed=False)
 
     async def _granted(
         self, go: Go, question: Question, journal: Journal
