@@ -62,6 +62,8 @@ class Outpost:
         self._lost: float | None = None
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._spent = 0
+        #: The latest attempt of each waiter that has not left.
+        self._latest: dict[str, str] = {}
         self._waiting: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -77,6 +79,7 @@ class Outpost:
 
     async def admit(self, claim: Claim) -> Decision:
         """As `Admission.admit`."""
+        self._latest[claim.waiter] = claim.attempt_id
         if self._lost is None:
             asked = time.monotonic()
             asking = asyncio.ensure_future(self._fleet.admit(claim))
@@ -94,12 +97,15 @@ class Outpost:
         return self._admit_alone(claim)
 
     async def _too_late(self, asking: asyncio.Future[Decision], claim: Claim) -> None:
-        """A decision for which nobody waited any more stands in nobody's way."""
+        """A decision for which nobody waited any more stands in nobody's way: its grant is given back,
+        and its waiter leaves, unless that has asked again by now and may lead or wait because of it.
+        """
         with contextlib.suppress(LLMTasksError):
             decision = await asking
             if isinstance(decision, Go):
                 await self._fleet.settle(decision, Abandoned())
-            await self._fleet.leave(claim.waiter)
+            if self._latest.get(claim.waiter, claim.attempt_id) == claim.attempt_id:
+                await self._fleet.leave(claim.waiter)
 
     def _admit_alone(self, claim: Claim) -> Go | Wait:
         now, until = time.monotonic(), self._until()
@@ -137,6 +143,7 @@ class Outpost:
 
     async def leave(self, waiter: str, *, failed: bool = False) -> None:
         """As `Admission.leave`; nobody waits for a Redis that is away to hear of it."""
+        self._latest.pop(waiter, None)
         self._waiting.pop(waiter, None)
         leaving = self._fleet.leave(waiter, failed=failed)
         if self._lost is None:

@@ -20,6 +20,7 @@ from llmtasks.admission import (
     Alone,
     Claim,
     Decision,
+    Follow,
     Go,
     Outpost,
     RateLimited,
@@ -46,20 +47,23 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 class Process:
     """A worker process' way to admission, and its questions."""
 
-    def __init__(self, url: str, *, for_s: float, **limits: Any) -> None:
+    def __init__(self, url: str, *, for_s: float, name: str = "process", **limits: Any) -> None:
         providers = [provider("p", **limits)]
         fleet = Admission(connect(url), prefix="t", providers=providers, cache=settings.Cache())
+        self.fleet = fleet
         self.outpost = Outpost(fleet, Alone(providers, 0.5), local_for_s=for_s)
         self.outpost.start()
-        self._number = 0
+        self._name, self._number = name, 0
 
-    async def admit(self) -> Decision:
+    async def admit(self, question: int | None = None) -> Decision:
+        """Decide a question that is new, or one that was asked before."""
         self._number += 1
+        question = question or self._number
         return await self.outpost.admit(
             Claim(
-                attempt_id=f"attempt-{self._number}",
-                waiter=f"process.{self._number}",
-                key=f"{self._number}",
+                attempt_id=f"{self._name}-{self._number}",
+                waiter=f"{self._name}.{question}",
+                key=f"{question}",
                 input_tokens=10,
                 output_tokens=10,
                 providers=("p",),
@@ -202,6 +206,49 @@ def test_a_redis_that_hangs_is_gone_and_nobody_waits_for_it(own_valkey: Restarta
             await eventually(one.there)
             # Whose decision came too late is in nobody's way: it has left its place and its lead.
             await eventually(one.nothing_taken)
+
+    run(test())
+
+
+def test_a_decision_that_comes_too_late_takes_no_lead_from_who_asked_again(
+    own_valkey: RestartableValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outpost, "_HANGS_S", 0.2)
+    decided, arrives = asyncio.Event(), asyncio.Event()
+
+    async def test() -> None:
+        async with process(own_valkey) as one:
+            await eventually(one.there)
+            admit = one.fleet.admit
+
+            async def late(claim: Claim) -> Decision:
+                decision = await admit(claim)
+                decided.set()
+                await arrives.wait()
+                return decision
+
+            monkeypatch.setattr(one.fleet, "admit", late)
+            asking = asyncio.ensure_future(one.admit(1))
+            await decided.wait()
+            own_valkey.signal(signal.SIGSTOP)
+            with pytest.raises(AdmissionUnavailable):
+                await asking
+            own_valkey.signal(signal.SIGCONT)
+            await eventually(one.there)
+            monkeypatch.setattr(one.fleet, "admit", admit)
+            again = await one.admit(1)
+            assert isinstance(again, Go)
+            (is_late,) = (
+                task for task in one.outpost._tasks if "_too_late" in str(task.get_coro())
+            )
+            arrives.set()
+            await is_late
+            async with process(own_valkey, name="other") as other:
+                assert isinstance(await other.admit(1), Follow)
+                await one.outpost.settle(again, Rejected())
+                await one.outpost.leave(again.waiter)
+                assert isinstance(await other.admit(1), Go)
+            assert not one.outpost._latest
 
     run(test())
 
