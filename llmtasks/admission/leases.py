@@ -81,9 +81,10 @@ class Leases:
             if not held:
                 return
             replies = await ask(self._to, [lease.renewal for lease in held.values()])
-            for name, reply in zip(held, replies, strict=True):
-                if reply == 0:
-                    self._held.pop(name, None)
+            for (name, lease), reply in zip(held.items(), replies, strict=True):
+                # What was won again meanwhile is another lease, of which this reply says nothing.
+                if reply == 0 and self._held.get(name) is lease:
+                    del self._held[name]
             for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,8 +24,10 @@ from llmtasks.admission import (
     Succeeded,
     Wait,
     connect,
+    leases,
 )
-from llmtasks.admission.pipelines import ways
+from llmtasks.admission.pipelines import Command, Ways, ask, told, ways
+from llmtasks.admission.scripts import Call
 from llmtasks.admission.wakes import Bell, Wakes
 from llmtasks.errors import AdmissionUnavailable
 from llmtasks.messages import Completion, FinishReason, Usage
@@ -293,6 +296,30 @@ def test_a_sleeper_that_wakes_up_cannot_take_the_lead_back(fleet: MakeFleet) -> 
     f.follow(key="k")
     f.settle(second, answered())
     assert isinstance(f.admit(key="k"), Hit)
+
+
+def test_a_lead_that_was_lost_and_won_again_is_renewed(
+    fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal's reply says nothing of what was won while it was on its way."""
+    f = fleet(provider("a"))
+    f.go(key="k", waiter="process.first")
+    f.advance(LEASE)
+    f.admit_elsewhere(f.claim(key="k", waiter="process.second"))
+
+    async def late(to: Ways, steps: Sequence[Call | Command]) -> list[Any]:
+        replies = await ask(to, steps)
+        await told(to, f.admission._calls.leave("process.second", "k", failed=False))
+        assert isinstance(await f.admission.admit(f.claim(key="k", waiter="process.first")), Go)
+        return replies
+
+    with monkeypatch.context() as patched:
+        patched.setattr(leases, "ask", late)
+        f.renew()
+    for _ in range(LEASE):
+        f.advance(2)
+        f.renew()
+        f.follow(key="k")
 
 
 @pytest.mark.parametrize("order", ["sleeper first", "sleeper last"])
