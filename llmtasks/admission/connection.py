@@ -104,18 +104,24 @@ async def ended(task: asyncio.Task[None]) -> None:
         await asyncio.wait([task], timeout=0.1)
 
 
+def outage(error: Exception) -> str | None:
+    """In a word, how the server is no use now; None if that is not what the error says."""
+    if isinstance(error, exceptions.RedisError):
+        code = str(error).split(" ", 1)[0]
+        if code in _NOT_NOW:
+            return code
+    if isinstance(error, (*_NOT_NOW_TYPES, OSError)):
+        return type(error).__name__
+    return None
+
+
 @contextmanager
 def translated() -> Iterator[None]:
-    """Foreign errors as `AdmissionUnavailable`; no command in its message: those hold answers."""
+    """Outages as `AdmissionUnavailable`; no command in its message: those hold answers."""
     try:
         yield
-    except exceptions.RedisError as error:
-        code = str(error).split(" ", 1)[0]
-        if isinstance(error, _NOT_NOW_TYPES) or code in _NOT_NOW:
-            said = code if code in _NOT_NOW else type(error).__name__
-            raise AdmissionUnavailable(f"the fleet's Redis does not answer: {said}") from None
-        raise
-    except (OSError, TimeoutError) as error:
-        raise AdmissionUnavailable(
-            f"the fleet's Redis does not answer: {type(error).__name__}"
-        ) from None
+    except (exceptions.RedisError, OSError) as error:
+        said = outage(error)
+        if said is None:
+            raise
+        raise AdmissionUnavailable(f"the fleet's Redis does not answer: {said}") from None

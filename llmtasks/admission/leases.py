@@ -7,12 +7,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
 from llmtasks import logs
 from llmtasks.admission.connection import ended
 from llmtasks.admission.pipelines import Ways, ask
 from llmtasks.admission.scripts import Call
+from llmtasks.admission.turns import Turns
 
 _log = logs.get("admission")
 
@@ -63,16 +62,11 @@ class Leases:
             await ended(self._renewing)
 
     async def _renew_always(self) -> None:
-        away = False
+        turns = Turns(_log, "leases-not-renewed")
         while True:
-            await asyncio.sleep(_AGAIN_S if away else RENEW_S)
-            try:
+            await asyncio.sleep(RENEW_S if turns.well else _AGAIN_S)
+            with turns.turn():
                 await self.renew()
-                away = False
-            except (RedisError, OSError) as error:
-                if not away:
-                    logs.warning(_log, "leases-not-renewed", why=type(error).__name__)
-                away = True
 
     async def renew(self) -> None:
         """Renew all; forget those that another has taken over."""

@@ -31,6 +31,7 @@ from llmtasks.admission.decisions import (
     ProviderStatus,
     Wait,
 )
+from llmtasks.admission.turns import Turns
 from llmtasks.errors import AdmissionUnavailable, LLMTasksError
 
 T = TypeVar("T")
@@ -203,8 +204,10 @@ class Outpost:
             raise _away() from None
 
     async def _look_always(self) -> None:
+        turns = Turns(_log, "look-failed")
         while True:
-            await self._look()
+            with turns.turn():
+                await self._look()
             await asyncio.sleep(_LOOK_S)
 
     async def _look(self) -> None:
@@ -212,10 +215,10 @@ class Outpost:
             statuses = await self._soon(self._fleet.status())
         except AdmissionUnavailable:
             return
-        except RedisError as error:
+        except RedisError:
             # An error of a script is an answer all the same; whoever asks something real meets it too.
-            logs.error(_log, "look-failed", why=type(error).__name__)
             self._heard()
+            raise
         else:
             self._alone.know(statuses, time.monotonic())
             self._heard()

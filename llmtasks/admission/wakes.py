@@ -15,11 +15,11 @@ import uuid
 from collections.abc import Iterator
 
 from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
 
 from llmtasks import logs
 from llmtasks.admission.connection import ended
 from llmtasks.admission.pipelines import Ways
+from llmtasks.admission.turns import Turns
 
 _log = logs.get("admission")
 
@@ -91,17 +91,13 @@ class Wakes:
 
     async def _hear(self) -> None:
         """Pass on messages for as long as the process lives, over any number of outages."""
-        away = False
+        turns = Turns(_log, "wakes-away")
         while True:
-            try:
+            with turns.turn():
                 async with await self._to.subscription() as subscription:
                     await subscription.subscribe(self.channels + self._process)
-                    away = False
+                    turns.went_well()
                     await self._pass_on(subscription)
-            except (RedisError, OSError) as error:
-                if not away:
-                    logs.warning(_log, "wakes-away", why=type(error).__name__)
-                away = True
             await asyncio.sleep(_AGAIN_S * random.uniform(0.5, 1.5))
 
     async def _pass_on(self, subscription: PubSub) -> None:

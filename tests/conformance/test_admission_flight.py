@@ -298,6 +298,29 @@ def test_a_sleeper_that_wakes_up_cannot_take_the_lead_back(fleet: MakeFleet) -> 
     assert isinstance(f.admit(key="k"), Hit)
 
 
+def test_leases_are_renewed_on_after_one_that_could_not_be(
+    fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leases, "RENEW_S", 0.01)
+    monkeypatch.setattr(leases, "_AGAIN_S", 0.01)
+    f = fleet(provider("a"))
+    flight = f"{f.prefix}:f:{{k}}"
+
+    async def renewed() -> None:
+        held = f.admission._leases
+        await f.admission.admit(f.claim(key="k"))
+        held.hold("broken", leases.Lease("broken", None))  # type: ignore[arg-type]
+        async with asyncio.timeout(20.0):
+            while "leases-not-renewed" not in caplog.text:  # noqa: ASYNC110  # a log
+                await asyncio.sleep(0.01)
+            await held.release("broken")
+            await f.redis.delete(flight)
+            while not await f.redis.exists(flight):  # noqa: ASYNC110  # the server's state
+                await asyncio.sleep(0.01)
+
+    f.run(renewed())
+
+
 def test_a_lead_that_was_lost_and_won_again_is_renewed(
     fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,6 +510,23 @@ def test_a_subscription_outlives_its_server(own_valkey: RestartableValkey) -> No
         own_valkey.stop()
         own_valkey.start()
         await hears()
+        await wakes.aclose()
+        await redis.aclose()
+
+    asyncio.run(listen())
+
+
+def test_a_subscription_outlives_a_message_that_is_none_of_ours(valkey: Valkey) -> None:
+    async def listen() -> None:
+        redis = connect(valkey.url)
+        wakes = Wakes(ways(redis), "test")
+        channel = f"test:wake:{wakes.new_waiter().split('.')[0]}"
+        async with asyncio.timeout(20.0):
+            with wakes.bell("name") as bell:
+                while not await redis.publish(channel, b"\xff\xfe"):
+                    await bell.rings_within(0.02)
+                while not await bell.rings_within(0.05):
+                    await redis.publish(channel, "name")
         await wakes.aclose()
         await redis.aclose()
 

@@ -253,6 +253,24 @@ def test_a_decision_that_comes_too_late_takes_no_lead_from_who_asked_again(
     run(test())
 
 
+def test_a_look_that_fails_by_a_fault_of_ours_is_not_the_last(
+    own_valkey: RestartableValkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def logged() -> bool:
+        return "look-failed why=ZeroDivisionError" in caplog.text
+
+    async def test() -> None:
+        async with process(own_valkey) as one:
+            monkeypatch.setattr(one.outpost._alone, "know", lambda *_: 1 / 0)
+            await eventually(logged)
+            assert not await one.unavailable()
+            lost = one.outpost._gone
+            own_valkey.stop()
+            await asyncio.wait_for(lost, PATIENCE_S)  # nobody but the look asks
+
+    run(test())
+
+
 def test_a_retry_after_heard_alone_or_before_is_obeyed_alone(own_valkey: RestartableValkey) -> None:
     async def test() -> None:
         async with process(own_valkey, max_concurrency=4) as one:
