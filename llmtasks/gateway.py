@@ -422,6 +422,9 @@ class Gateway:
     async def _tell(self, news: Coroutine[Any, Any, None]) -> None:
         """Tell the fleet, to the end, whatever becomes of who tells it; but nobody waits for long.
 
+        A fault of ours is only logged: it must not take the place of an answer that is paid, nor of what
+        ended the question.
+
         Raises:
             AdmissionUnavailable: Redis is away, or hangs: it is still told when it answers soon.
         """
@@ -433,6 +436,10 @@ class Gateway:
                 await asyncio.shield(telling)
         except TimeoutError:
             raise AdmissionUnavailable("the fleet's Redis hangs") from None
+        except LLMTasksError:
+            raise
+        except Exception as error:  # noqa: BLE001  # an error of a script, or a defect
+            logs.error(_log, "not-told", why=type(error).__name__, at=logs.place(error))
 
 
 def _claim(question: Question, waiter: str, tried: tuple[str, ...], *, returned: bool) -> Claim:

@@ -39,7 +39,7 @@ class Model:
         return Completion(
             text="An answer.",
             finish_reason=FinishReason.STOP,
-            usage=Usage(1, 1),
+            usage=Usage(input_tokens=1, output_tokens=1),
             provider="a",
             model="m",
             latency_s=0.1,
@@ -53,6 +53,7 @@ class Process:
     """One process's questions."""
 
     def __init__(self, url: str, **limits: Any) -> None:
+        self.url = url
         self.admission = Admission(
             connect(url), prefix="t", providers=[provider("a", **limits)], cache=Cache()
         )
@@ -141,5 +142,56 @@ def test_a_question_given_up_while_redis_hangs_is_led_by_nobody(
                 await one.admission.settle(before, Rejected())
             async with process(own_valkey.url, max_concurrency=1) as other:
                 assert isinstance(await other.admission.admit(claim("question")), Go)
+
+    asyncio.run(test())
+
+
+async def spoil(one: Process) -> None:
+    """Make every script that comes to the provider's state fail."""
+    redis = connect(one.url)
+    for key in await redis.keys("t:{llm}:*"):
+        await redis.delete(key)
+        await redis.set(key, "not of this type")
+    await redis.aclose()
+
+
+def test_a_paid_answer_stands_although_its_settlement_fails(
+    own_valkey: RestartableValkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with process(own_valkey.url) as one:
+            asking = one.ask()
+            await one.model.called.wait()
+            await spoil(one)
+            one.model.answers.set()
+            assert (await asking).output == "An answer."
+            assert [call.outcome for call in one.journal.calls] == [gateway.OK]
+
+    asyncio.run(test())
+    assert "not-told why=ResponseError" in caplog.text
+    assert "An answer." not in caplog.text
+
+
+@pytest.mark.parametrize("while_it", ["asks", "calls"])
+def test_who_gives_up_is_told_so_although_the_clean_up_fails(
+    own_valkey: RestartableValkey, while_it: str
+) -> None:
+    async def test() -> None:
+        async with process(own_valkey.url, max_concurrency=1) as one:
+            if while_it == "calls":
+                asking = one.ask()
+                await one.model.called.wait()
+                await spoil(one)
+            else:
+                before = await one.admission.admit(claim("another"))
+                assert isinstance(before, Go)
+                await spoil(one)
+                own_valkey.signal(signal.SIGSTOP)
+                asking = one.ask()
+                await one.asked()
+            asking.cancel()
+            own_valkey.signal(signal.SIGCONT)
+            with pytest.raises(asyncio.CancelledError):
+                await asking
 
     asyncio.run(test())
