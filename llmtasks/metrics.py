@@ -57,8 +57,34 @@ provider_state = Gauge(
     ["provider", "state"],
 )
 
+admission_state = Gauge(
+    "llm_admission_state",
+    "1 for who decides on calls: the fleet, this process alone, or nobody (Redis is away).",
+    ["state"],
+)
+
+#: How providers stand for the fleet.
+_OF_PROVIDERS = (
+    provider_limit,
+    provider_effective_limit,
+    provider_promised,
+    provider_in_flight,
+    provider_waiting,
+    provider_opening,
+    provider_state,
+)
+
 for _result in ("hit", "miss"):  # a rate over a counter that does not exist yet is no zero
     cache_hits.labels(_result)
+
+
+def show_admission(state: str) -> None:
+    """Who decides on calls now: `fleet`, `alone` or `away`. How the fleet stands is unknown but to itself."""
+    for one in ("fleet", "alone", "away"):
+        admission_state.labels(one).set(one == state)
+    if state != "fleet":
+        for gauge in _OF_PROVIDERS:
+            gauge.clear()
 
 
 class Exporter:

@@ -175,8 +175,14 @@ class Maintenance:
         self._troubles[what] = trouble
 
     def observe(self) -> None:
-        """Show how the providers stand, as the whole fleet sees them."""
-        for status in self._loop.run(self._fleet.status(), timeout=10.0):
+        """Show who decides on calls, and how the providers stand, as the whole fleet sees them."""
+        try:
+            statuses = self._loop.run(self._fleet.status(), timeout=10.0)
+        except Exception:
+            metrics.show_admission("alone" if self._fleet.on_its_own else "away")
+            raise
+        metrics.show_admission("fleet")
+        for status in statuses:
             metrics.provider_effective_limit.labels(status.name).set(status.effective_ratio)
             metrics.provider_waiting.labels(status.name).set(status.waiting)
             metrics.provider_opening.labels(status.name).set(status.next_opening)

@@ -76,6 +76,11 @@ class Admission:
         await self.wakes.aclose()
         await self._to.aclose()
 
+    @property
+    def on_its_own(self) -> bool:
+        """Whether this process decides without the fleet now: never."""
+        return False
+
     async def admit(self, claim: Claim) -> Decision:
         """The cached answer, a reserved place, or how long to wait.
 

@@ -78,6 +78,11 @@ class Outpost:
             await ended(task)
         await self._fleet.aclose()
 
+    @property
+    def on_its_own(self) -> bool:
+        """Whether this process decides without the fleet now. Any thread may ask."""
+        return time.monotonic() < self._until()
+
     async def admit(self, claim: Claim) -> Decision:
         """As `Admission.admit`."""
         self._latest[claim.waiter] = claim.attempt_id
@@ -169,11 +174,10 @@ class Outpost:
 
     def _until(self) -> float:
         """Until when this process decides alone; the past when it does not."""
-        if self._answered is None or self._lost is None:
+        answered, lost = self._answered, self._lost
+        if answered is None or lost is None or time.monotonic() < lost + HORIZON_S:
             return -math.inf
-        if time.monotonic() < self._lost + HORIZON_S:
-            return -math.inf
-        return self._answered + self._local_for_s
+        return answered + self._local_for_s
 
     def _heard(self) -> None:
         self._answered = time.monotonic()

@@ -14,6 +14,7 @@ from support.stack import eventually, provider
 from support.valkey import free_port
 
 PLANTED_TEXT = "marmalade-lighthouse-4711"
+STATES = ("fleet", "alone", "away")
 PLANTED_KEY = "sk-planted-secret-0123456789"
 
 
@@ -77,6 +78,31 @@ def test_metrics_say_how_the_providers_stand(stack, sim):
     eventually(lambda: (state("ok"), state("blocked")) == (0, 1), "the pause is seen")
     assert standing("effective_limit_ratio") < 1
     assert 40 < standing("next_opening_seconds") <= 60
+
+
+def test_metrics_say_who_decides_while_redis_is_away(make_stack, sim, own_valkey):
+    stack = make_stack(
+        providers=[provider(sim.openai_url)],
+        settings={"redis": {"url": own_valkey.url, "local_share": 0.5, "local_for_s": 60}},
+    )
+    worker = stack.worker(concurrency=2)
+
+    def decides() -> dict[str, float]:
+        found = metrics_of(worker)
+        states = {one: found.get(f'llm_admission_state{{state="{one}"}}') for one in STATES}
+        known = any(name.startswith("llm_provider_") for name in found)
+        return states | {"providers are known": known}
+
+    def only(state: str, *, known: bool):
+        shown = {one: float(one == state) for one in STATES} | {"providers are known": known}
+        eventually(lambda: decides() == shown, lambda: f"{state}, not {decides()}")
+
+    only("fleet", known=True)
+    own_valkey.stop()
+    only("away", known=False)  # what others were granted is used up first
+    only("alone", known=False)
+    own_valkey.start()
+    only("fleet", known=True)
 
 
 def test_flower_asks_for_the_password_and_shows_a_retry_with_its_reason(stack, sim):
