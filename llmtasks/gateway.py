@@ -22,10 +22,11 @@ from typing import Any
 from llmtasks import logs, metrics
 from llmtasks.admission import (
     CONFIRM_ABOVE_S,
+    HANGS_S,
     Abandoned,
-    Admission,
     Bell,
     Claim,
+    Decider,
     Decision,
     Disabled,
     Failed,
@@ -34,7 +35,6 @@ from llmtasks.admission import (
     Go,
     Hit,
     Outcome,
-    Outpost,
     RateLimited,
     Rejected,
     Succeeded,
@@ -68,9 +68,6 @@ LATE_S = 1.0
 #: A grant is confirmed so many seconds before its time, so that the call is not late by the round trip:
 #: quota that is not used in time is lost.
 CONFIRM_AHEAD_S = 0.05
-
-#: Seconds that an answer, or a question that is given up, waits for a Redis that hangs.
-HANGS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +158,7 @@ class Gateway:
 
     def __init__(
         self,
-        admission: Admission | Outpost,
+        admission: Decider,
         providers: Mapping[str, Provider],
         *,
         policy: Policy,

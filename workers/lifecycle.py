@@ -34,8 +34,6 @@ from workers.maintenance import Maintenance
 
 _log = logs.get("worker")
 
-Fleet = admission.Admission | admission.Outpost
-
 #: Seconds between two looks, during the drain, at whether somebody is in a hurry.
 _HURRY_LOOK_S = 0.1
 
@@ -127,7 +125,7 @@ class Runtime:
             metrics=url or "off",
         )
 
-    async def _connect(self, keys: Mapping[str, str | None]) -> tuple[Fleet, Gateway]:
+    async def _connect(self, keys: Mapping[str, str | None]) -> tuple[admission.Decider, Gateway]:
         settings = self.settings
         fleet = _fleet(settings)
         gateway = Gateway(
@@ -326,7 +324,7 @@ def _handler(executor: Executor) -> tasks.Handler:
     return handle
 
 
-def _fleet(settings: Settings) -> Fleet:
+def _fleet(settings: Settings) -> admission.Decider:
     """The fleet's decisions; where it is allowed, those of a process that goes on alone."""
     fleet = admission.Admission(
         admission.connect(settings.redis_url, cluster=settings.redis.cluster),
@@ -346,6 +344,6 @@ async def _call(function: Callable[[], None]) -> None:
     function()
 
 
-async def _close(fleet: Fleet, gateway: Gateway) -> None:
+async def _close(fleet: admission.Decider, gateway: Gateway) -> None:
     await gateway.aclose()
     await fleet.aclose()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmtasks import logs, metrics
-from llmtasks.admission import Admission, Outpost, ProviderState
+from llmtasks.admission import Decider, ProviderState
 from llmtasks.celery_app import app, depth, send
 from llmtasks.errors import AdmissionUnavailable, LLMTasksError
 from llmtasks.executor import Executor
@@ -51,7 +51,7 @@ class Maintenance:
         *,
         db: Database,
         executor: Executor,
-        fleet: Admission | Outpost,
+        fleet: Decider,
         loop: LoopThread,
         settings: Settings,
         worker_id: str,

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from llmtasks.admission.admission import CONFIRM_ABOVE_S, Admission
 from llmtasks.admission.alone import Alone
-from llmtasks.admission.connection import connect
+from llmtasks.admission.connection import HANGS_S, connect
+from llmtasks.admission.decider import Decider
 from llmtasks.admission.decisions import (
     Abandoned,
     Claim,
@@ -41,11 +42,13 @@ from llmtasks.admission.wakes import Bell
 
 __all__ = [
     "CONFIRM_ABOVE_S",
+    "HANGS_S",
     "Abandoned",
     "Admission",
     "Alone",
     "Bell",
     "Claim",
+    "Decider",
     "Decision",
     "Dimension",
     "Disabled",

@@ -21,6 +21,10 @@ _MAX_CONNECTIONS = 64
 #: Seconds to wait for a free connection, which only a server that hangs makes long.
 _POOL_TIMEOUT_S = 5.0
 
+#: Seconds after which a Redis that hangs counts as gone: so long an answer waits to be booked, or a question
+#: that is given up to be left.
+HANGS_S = 2.0
+
 _CONNECTION: dict[str, Any] = {
     "max_connections": _MAX_CONNECTIONS,
     "socket_timeout": 5.0,

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from llmtasks import logs
 from llmtasks.admission.admission import Admission
 from llmtasks.admission.alone import HORIZON_S, Alone
-from llmtasks.admission.connection import ended
+from llmtasks.admission.connection import HANGS_S, ended
 from llmtasks.admission.decisions import (
     Abandoned,
     Claim,
@@ -40,9 +40,6 @@ _log = logs.get("admission")
 
 #: Seconds between two looks at how the fleet stands, and whether its Redis answers.
 _LOOK_S = 1.0
-
-#: Seconds after which a Redis that hangs counts as gone.
-_HANGS_S = 2.0
 
 
 class Outpost:
@@ -201,7 +198,7 @@ class Outpost:
         """The fleet's answer. One that hangs is none."""
         asked = time.monotonic()
         try:
-            async with asyncio.timeout(_HANGS_S):
+            async with asyncio.timeout(HANGS_S):
                 return await answer
         except (AdmissionUnavailable, TimeoutError):
             self._failed(asked)

@@ -213,7 +213,7 @@ def test_a_redis_that_hangs_is_gone_and_nobody_waits_for_it(own_valkey: Restarta
 def test_a_decision_that_comes_too_late_takes_no_lead_from_who_asked_again(
     own_valkey: RestartableValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outpost, "_HANGS_S", 0.2)
+    monkeypatch.setattr(outpost, "HANGS_S", 0.2)
     decided, arrives = asyncio.Event(), asyncio.Event()
 
     async def test() -> None:
