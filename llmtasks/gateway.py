@@ -427,7 +427,7 @@ class Gateway:
         """
         telling = asyncio.ensure_future(news)
         self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
+        telling.add_done_callback(self._told)
         try:
             async with asyncio.timeout(HANGS_S):
                 await asyncio.shield(telling)
@@ -437,6 +437,11 @@ class Gateway:
             raise
         except Exception as error:  # noqa: BLE001  # an error of a script, or a defect
             logs.error(_log, "not-told", why=type(error).__name__, at=logs.place(error))
+
+    def _told(self, telling: asyncio.Task[None]) -> None:
+        self._telling.discard(telling)
+        if not telling.cancelled():
+            telling.exception()  # seen: nobody waits for it any more once it took too long
 
 
 def _claim(question: Question, waiter: str, tried: tuple[str, ...], *, returned: bool) -> Claim:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from llmtasks import watching
-from llmtasks.admission import Admission, ProviderState, ProviderStatus, connect
+from llmtasks.admission import HANGS_S, Admission, ProviderState, ProviderStatus, connect
 from llmtasks.admission.limits import DIMENSIONS, per_minute
 from llmtasks.cli.output import (
     NO_LIMIT,
@@ -143,7 +143,10 @@ async def _ask(settings: Settings) -> list[ProviderStatus]:
         cache=settings.cache,
     )
     try:
-        return await admission.status()
+        async with asyncio.timeout(HANGS_S):
+            return await admission.status()
+    except TimeoutError:
+        raise AdmissionUnavailable("the fleet's Redis hangs") from None
     finally:
         await admission.aclose()
 
@@ -205,7 +208,7 @@ def _facts(one: Standing) -> Iterator[tuple[str, str]]:
     if status is not None and status.effective_ratio < 1:
         yield (
             "limits",
-            f"{100 * status.effective_ratio:.0f} % of them are used: it takes no more now",
+            f"at {100 * status.effective_ratio:.0f} %: it refused more, or is coming back",
         )
     if status is not None and status.waiting:
         yield "waiting", f"{status.waiting:,}"
