@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test package lint types layers check docs bench clean
+.PHONY: help demo test package lint types layers check docs chaos bench clean
 
 help:  ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -46,6 +46,9 @@ check: lint types layers test package  ## All that CI runs
 
 docs: $(VENV)/ready  ## docs/configuration.md, made of the settings
 	$(BIN)/python docs/configuration.py
+
+chaos: $(VENV)/ready-demo  ## The tests that take long
+	$(BIN)/python -m pytest -m chaos
 
 bench: $(VENV)/ready  ## Measurements in their short form; asserts no time
 	$(BIN)/python -m pytest tests/benchmarks -m bench -s
