@@ -233,7 +233,7 @@ def test_providers_tells_how_they_stand(make_stack, sim, own_valkey):
     assert stack.json("providers", inside=True)[0]["state"] == "blocked"
     blocked = stack.inside("providers").stdout
     assert re.search(r"main  blocked \d+ s: main asked for a pause \(429\)\n", blocked), blocked
-    assert re.search(r"limits +8\d % of them are used", blocked), blocked
+    assert re.search(r"limits +at 8\d %: it refused more", blocked), blocked
 
     own_valkey.stop()
     away = stack.inside("providers", code=1).stdout
