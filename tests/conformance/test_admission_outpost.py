@@ -175,7 +175,7 @@ def test_it_goes_on_alone_after_the_grants_of_others_and_goes_back_by_itself(
 
 def test_it_holds_after_all_when_redis_stays_away(own_valkey: RestartableValkey) -> None:
     async def test() -> None:
-        async with process(own_valkey, for_s=1.0) as one:
+        async with process(own_valkey, for_s=3.0) as one:
             await one.go()
             own_valkey.stop()
             await eventually(one.away)
