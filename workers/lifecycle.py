@@ -326,12 +326,7 @@ def _handler(executor: Executor) -> tasks.Handler:
 
 def _fleet(settings: Settings) -> admission.Decider:
     """The fleet's decisions; where it is allowed, those of a process that goes on alone."""
-    fleet = admission.Admission(
-        admission.connect(settings.redis_url, cluster=settings.redis.cluster),
-        prefix=settings.redis.prefix,
-        providers=settings.providers,
-        cache=settings.cache,
-    )
+    fleet = admission.fleet_of(settings)
     if settings.redis.local_share == 0:
         return fleet
     alone = admission.Alone(settings.providers, settings.redis.local_share)

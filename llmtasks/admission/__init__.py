@@ -14,7 +14,7 @@ and in the end `await admission.leave(claim.waiter)`, if it was not an answer of
 
 from __future__ import annotations
 
-from llmtasks.admission.admission import CONFIRM_ABOVE_S, Admission
+from llmtasks.admission.admission import CONFIRM_ABOVE_S, Admission, fleet_of
 from llmtasks.admission.alone import Alone
 from llmtasks.admission.connection import HANGS_S, connect
 from llmtasks.admission.decider import Decider
@@ -66,4 +66,5 @@ __all__ = [
     "Succeeded",
     "Wait",
     "connect",
+    "fleet_of",
 ]

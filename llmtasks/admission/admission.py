@@ -9,7 +9,7 @@ from typing import Any, cast
 from llmtasks import settings
 from llmtasks.admission import answers, limits
 from llmtasks.admission.calls import Calls
-from llmtasks.admission.connection import Client
+from llmtasks.admission.connection import Client, connect
 from llmtasks.admission.decisions import (
     Claim,
     Decision,
@@ -219,6 +219,16 @@ class Admission:
         if provider is None:
             raise ConfigurationError(f"providers: none is named {name!r}")
         return provider
+
+
+def fleet_of(configured: settings.Settings) -> Admission:
+    """The admission that these settings name, not yet connected."""
+    return Admission(
+        connect(configured.redis_url, cluster=configured.redis.cluster),
+        prefix=configured.redis.prefix,
+        providers=configured.providers,
+        cache=configured.cache,
+    )
 
 
 def _wait(reply: list[Any]) -> Wait:

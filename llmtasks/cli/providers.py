@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from llmtasks import watching
-from llmtasks.admission import HANGS_S, Admission, ProviderState, ProviderStatus, connect
+from llmtasks.admission import HANGS_S, ProviderState, ProviderStatus, fleet_of
 from llmtasks.admission.limits import DIMENSIONS, per_minute
 from llmtasks.cli.output import (
     NO_LIMIT,
@@ -136,12 +136,7 @@ def _statuses(settings: Settings) -> tuple[dict[str, ProviderStatus], str]:
 
 
 async def _ask(settings: Settings) -> list[ProviderStatus]:
-    admission = Admission(
-        connect(settings.redis_url, cluster=settings.redis.cluster),
-        prefix=settings.redis.prefix,
-        providers=settings.providers,
-        cache=settings.cache,
-    )
+    admission = fleet_of(settings)
     try:
         async with asyncio.timeout(HANGS_S):
             return await admission.status()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.callers import Callers, Job, copies
 from support.fleet import START, Fleet, provider
 from support.valkey import Valkey
+from support.windows import LIMITS, ROUNDING_S, worst_excess
 
 from llmtasks.admission import (
     Abandoned,
@@ -32,22 +33,6 @@ MakeFleet = Callable[..., Fleet]
 
 HORIZON_S = 5.0
 
-#: Six digits are kept of every time: so much of a second may be gained per grant.
-ROUNDING_S = 2e-6
-
-LIMITS = st.one_of(
-    st.fixed_dictionaries(
-        {"requests_per_minute": st.sampled_from([3.0, 30.0, 500.0])},
-        optional={"tokens_per_minute": st.sampled_from([600.0, 10_000.0, 150_000.0])},
-    ),
-    st.fixed_dictionaries(
-        {
-            "input_tokens_per_minute": st.sampled_from([600.0, 20_000.0]),
-            "output_tokens_per_minute": st.sampled_from([400.0, 8_000.0]),
-        },
-        optional={"requests_per_minute": st.sampled_from([20.0, 1000.0])},
-    ),
-)
 BURST = st.sampled_from([0.0, 0.8, 3.0])
 STEPS = st.lists(
     st.tuples(
@@ -78,19 +63,6 @@ def ended(one: Provider, outcome: str | float) -> Outcome:
     if isinstance(outcome, float):
         return Succeeded(usage=None, limits=states(one, outcome))
     return Rejected()
-
-
-def worst_excess(grants: list[tuple[float, float]], burst: float) -> float:
-    """By how many seconds of quota the worst window is above the bound; grants are (time, seconds)."""
-    grants = sorted(grants)
-    allowance = max(burst, *(seconds for _, seconds in grants))
-    sums = [0.0, *itertools.accumulate(seconds for _, seconds in grants)]
-    worst = -float("inf")
-    for i, (first, _) in enumerate(grants):
-        for j in range(i, len(grants)):
-            bound = grants[j][0] - first + allowance + ROUNDING_S * (j - i + 2)
-            worst = max(worst, sums[j + 1] - sums[i] - bound)
-    return worst
 
 
 @settings(

@@ -20,7 +20,7 @@ T = TypeVar("T")
 START = 1_800_000_000.123456
 
 
-def provider(name: str, **values: Any) -> settings.Provider:
+def provider(name: str = "p", **values: Any) -> settings.Provider:
     """A provider's settings; OpenAI's accounting unless `kind` says otherwise."""
     defaults = {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:1"}
     return settings.Provider(name=name, **(defaults | values))

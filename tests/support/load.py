@@ -27,7 +27,7 @@ from support.stack import Process, Stack, eventually, provider
 from support.valkey import Valkey, running_valkey
 
 from llmtasks import planning
-from llmtasks.admission import Admission, ProviderState, connect
+from llmtasks.admission import ProviderState, fleet_of
 from llmtasks.settings import Settings, load
 from llmtasks.store import documents
 from llmtasks.store.documents import NewDocument
@@ -289,12 +289,7 @@ class Sampler:
         self._thread.join()
 
     async def _run(self) -> None:
-        fleet = Admission(
-            connect(self._settings.redis_url),
-            prefix=self._settings.redis.prefix,
-            providers=self._settings.providers,
-            cache=self._settings.cache,
-        )
+        fleet = fleet_of(self._settings)
         with redis.Redis.from_url(self._settings.broker_url) as broker:
             while not self._stopping.is_set():
                 providers = await fleet.status()

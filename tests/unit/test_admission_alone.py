@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from support.fleet import provider
+from support.windows import LIMITS, worst_excess
 
 from llmtasks import settings
 from llmtasks.admission import (
@@ -30,16 +34,12 @@ from llmtasks.admission import (
     Wait,
 )
 from llmtasks.admission.alone import HORIZON_S
+from llmtasks.admission.leases import RENEW_S
 from llmtasks.admission.limits import costs, per_minute
 from llmtasks.errors import DocumentTooLarge
 from llmtasks.messages import Usage
 
 START = 1000.0
-
-
-def provider(name: str = "p", **values: Any) -> settings.Provider:
-    defaults = {"kind": "openai", "model": "m", "base_url": "http://127.0.0.1:1"}
-    return settings.Provider(name=name, **(defaults | values))
 
 
 def status(name: str, state: ProviderState = ProviderState.OK, **values: Any) -> ProviderStatus:
@@ -105,19 +105,6 @@ def starts_now(decision: Go | Wait | None) -> bool:
     return isinstance(decision, Go) and decision.delay < 1e-9
 
 
-LIMITS = st.one_of(
-    st.fixed_dictionaries(
-        {"requests_per_minute": st.sampled_from([3.0, 30.0, 500.0])},
-        optional={"tokens_per_minute": st.sampled_from([600.0, 10_000.0, 150_000.0])},
-    ),
-    st.fixed_dictionaries(
-        {
-            "input_tokens_per_minute": st.sampled_from([600.0, 20_000.0]),
-            "output_tokens_per_minute": st.sampled_from([400.0, 8_000.0]),
-        },
-        optional={"requests_per_minute": st.sampled_from([20.0, 1000.0])},
-    ),
-)
 STEPS = st.lists(
     st.tuples(
         st.one_of(st.just(0.0), st.floats(0, 3), st.floats(0, 120)),  # seconds that pass
@@ -128,18 +115,6 @@ STEPS = st.lists(
     min_size=1,
     max_size=60,
 )
-
-
-def worst_excess(grants: list[tuple[float, float]], burst: float) -> float:
-    """By how many seconds of quota the worst window is above the bound; grants are (time, seconds)."""
-    grants = sorted(grants)
-    allowance = max(burst, *(seconds for _, seconds in grants))
-    sums = [0.0, *itertools.accumulate(seconds for _, seconds in grants)]
-    return max(
-        sums[j + 1] - sums[i] - (grants[j][0] - grants[i][0]) - allowance
-        for i in range(len(grants))
-        for j in range(i, len(grants))
-    )
 
 
 @examples(max_examples=200, deadline=None)
@@ -176,7 +151,7 @@ def test_no_window_in_any_dimension_exceeds_the_share(limits, burst, share, pace
             if limit is not None and granted[one.name]:
                 seconds_per_unit = 60 / (limit * share * pace)
                 grants = [(at, units[d] * seconds_per_unit) for at, units in granted[one.name]]
-                assert worst_excess(grants, burst) <= 1e-6
+                assert worst_excess(grants, burst, rounding_s=0) <= 1e-6
 
 
 @examples(max_examples=100, deadline=None)
@@ -317,3 +292,20 @@ def test_nothing_starts_after_the_end_and_nobody_waits_for_it():
             case None:
                 break
     assert delays == pytest.approx([0, 2, 4, 6])
+
+
+def test_a_process_alone_waits_for_as_long_as_the_fleet_promises() -> None:
+    assert constant("gcra", "HORIZON") == HORIZON_S
+
+
+def test_two_renewals_may_fail_before_a_lease_ends() -> None:
+    for name, lease in (("flight", "LEASE"), ("slots", "SLOT_LEASE")):
+        assert constant(name, lease) > 3 * RENEW_S
+
+
+def constant(concept: str, name: str) -> float:
+    """A number of the scripts, in seconds."""
+    lua = resources.files("llmtasks.admission") / "lua" / f"{concept}.lua"
+    found = re.search(rf"^local {name} = ([\d.]+)$", lua.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, f"{concept}.lua has no {name}"
+    return float(found[1])
