@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psycopg
 from support.valkey import free_port
@@ -72,36 +73,81 @@ class Postgres:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+class PostgresCluster:
+    """A data directory with a server that may crash and be started again, on the same port and with its data.
+
+    Not started at once.
+    """
+
+    def __init__(self, directory: Path, log: IO[bytes]) -> None:
+        self._owner = _owner()
+        os.chown(directory, *self._owner)
+        self._programs = _programs(directory)
+        self._directory, self._log = directory, log
+        made = self._run("initdb", "--auth=trust", "--no-sync", "-E", "UTF8", "-U", "postgres")
+        if made.wait():
+            raise RuntimeError(f"initdb ended with {made.returncode}")
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Postgres:
+        """Start the server and wait until it answers."""
+        options = [word for pair in _SETTINGS.items() for word in ("-c", "=".join(pair))]
+        self._process = self._run("postgres", "-p", str(self._port), *options)
+        server = Postgres(self._port, self._process)
+        _await_answer(server)
+        return server
+
+    def crash(self) -> None:
+        """End the server as a crash does: nothing is finished, its log is replayed at the next start."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+
+    def _run(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        launcher = [sys.executable, "-c", _LAUNCH, *map(str, self._owner)]
+        return subprocess.Popen(
+            [
+                *launcher,
+                str(self._programs / name),
+                "-D",
+                str(self._directory / "data"),
+                *arguments,
+            ],
+            stdout=self._log,
+            stderr=self._log,
+            cwd=self._directory,
+        )
+
+
+@contextmanager
+def postgres_cluster() -> Iterator[PostgresCluster]:
+    """Make a cluster; its server, if it was started, is ended afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="postgres-") as directory,
+        (Path(directory) / "log").open("wb") as log,
+    ):
+        cluster = PostgresCluster(Path(directory), log)
+        try:
+            yield cluster
+        finally:
+            cluster.crash()
+
+
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:
     """Make a cluster, start its server on a free port, migrate the template; end it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="postgres-") as directory:
-        owner = _owner()
-        os.chown(directory, *owner)
-        programs, data = _programs(Path(directory)), str(Path(directory) / "data")
-        with (Path(directory) / "log").open("wb") as log:
+    with postgres_cluster() as cluster:
+        yield started(cluster)
 
-            def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
-                argv = [sys.executable, "-c", _LAUNCH, *map(str, owner), str(programs / name)]
-                return subprocess.Popen(
-                    [*argv, "-D", data, *arguments], stdout=log, stderr=log, cwd=directory
-                )
 
-            made = start("initdb", "--auth=trust", "--no-sync", "-E", "UTF8", "-U", "postgres")
-            if made.wait():
-                raise RuntimeError(f"initdb ended with {made.returncode}")
-            port = free_port()
-            options = [word for pair in _SETTINGS.items() for word in ("-c", "=".join(pair))]
-            process = start("postgres", "-p", str(port), *options)
-        try:
-            server = Postgres(port, process)
-            _await_answer(server)
-            server.execute(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
-            schema.upgrade(server.url(_TEMPLATE))
-            yield server
-        finally:
-            process.send_signal(signal.SIGQUIT)
-            process.wait()
+def started(cluster: PostgresCluster) -> Postgres:
+    """Start a new cluster's server, with the migrated template that `Postgres.database` copies."""
+    server = cluster.start()
+    server.execute(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
+    schema.upgrade(server.url(_TEMPLATE))
+    return server
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,24 +92,46 @@ def _await_answer(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 class RestartableValkey:
-    """A server on one port that a test may stop, start again (empty) and flush. Started at once."""
+    """A server on one port that a test may stop, start again and flush. Started at once.
 
-    def __init__(self) -> None:
-        self._port = free_port()
-        self.url = f"redis://127.0.0.1:{self._port}/0"
+    It comes back empty, unless it `keeps` what it has in a file, as one does that is set up for a broker.
+    """
+
+    def __init__(self, *, keeps: bool = False) -> None:
+        self._keeps = keeps
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._directory = Path(tempfile.mkdtemp(prefix="valkey-"))
         self._running = ExitStack()
         self.start()
 
-    def start(self) -> None:
-        self._server = self._running.enter_context(running_valkey(self._port))
+    def start(self, *, empty: bool = False) -> None:
+        """Start the stopped server; `empty`: although it keeps its data."""
+        if empty or not self._keeps:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory.mkdir()
+        kept = {"appendonly": "yes", "appendfsync": "everysec"} if self._keeps else {}
+        self._server = self._running.enter_context(serving(self.port, self._directory, **kept))
 
     def signal(self, sig: signal.Signals) -> None:
         self._server.process.send_signal(sig)
 
     def stop(self) -> None:
+        """Kill it. Its data stays where it keeps any, until `close`."""
         self._running.close()
+        if not self._keeps:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def close(self) -> None:
+        """Kill it and remove what it kept."""
+        self._running.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def flush(self) -> None:
-        with socket.create_connection(("127.0.0.1", self._port), timeout=5.0) as connection:
-            connection.sendall(b"FLUSHALL\r\n")
+        self.send(b"FLUSHALL")
+
+    def send(self, command: bytes) -> None:
+        """One inline command, which is to succeed."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5.0) as connection:
+            connection.sendall(command + b"\r\n")
             assert connection.recv(16).startswith(b"+OK")
