@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SEEDS ?= 1
 
 .PHONY: help demo test package lint types layers check docs chaos bench clean
 
@@ -47,8 +48,8 @@ check: lint types layers test package  ## All that CI runs
 docs: $(VENV)/ready  ## docs/configuration.md, made of the settings
 	$(BIN)/python docs/configuration.py
 
-chaos: $(VENV)/ready-demo  ## The tests that take long
-	$(BIN)/python -m pytest -m chaos
+chaos: $(VENV)/ready-demo  ## The tests that take long; SEEDS=1-20 breaks everything in twenty ways
+	$(BIN)/python -m pytest -m chaos --seeds $(SEEDS)
 
 bench: $(VENV)/ready  ## Measurements in their short form; asserts no time
 	$(BIN)/python -m pytest tests/benchmarks -m bench -s

@@ -76,6 +76,8 @@ broker_transport_options = {
 # A worker waits for its broker, however long it is away.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+# Also one that answers and refuses (full, read-only, its disk full): Celery ends the worker otherwise.
+broker_channel_error_retry = True
 worker_consumer = "workers.consumer:Consumer"
 # The running jobs of a lost connection are still ours: their rows say so.
 worker_cancel_long_running_tasks_on_connection_loss = False

@@ -23,6 +23,10 @@ from llmtasks import settings
 from llmtasks.store.engine import Database
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", default="1", help="of tests/chaos: one, or first-last")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nobodys_own_configuration() -> Iterator[None]:
     """A developer's keys and settings decide nothing here, and are spent by nobody."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import shutil
@@ -135,6 +136,7 @@ class Stack:
             self._settings[section] = {**self._settings.get(section, {}), **values}
         self._providers = list(providers)
         self._processes: list[Process] = []
+        self._numbers = itertools.count()  # of what is started, also by several threads at once
         #: What a test starts beside, ended whatever becomes of the test.
         self.ending = contextlib.ExitStack()
         self.config = home / "llmtasks.toml"
@@ -174,7 +176,7 @@ class Stack:
         return process
 
     def start(self, argv: Sequence[str], name: str) -> Process:
-        log = self.home / f"{name}-{len(self._processes)}.log"
+        log = self.home / f"{name}-{next(self._numbers)}.log"
         process = Process(argv, self.env, log, self.home)
         self._processes.append(process)
         return process
