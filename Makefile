@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests start programs hundreds of times: they are compiled once, whatever the user's shell says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test package lint types layers check docs chaos bench clean
 
