@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Of `make chaos`: one, or first-last.
 SEEDS ?= 1
+# Tests start programs hundreds of times: they are compiled once, whatever the user's shell says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test package lint types layers check docs chaos bench clean
 

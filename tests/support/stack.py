@@ -28,6 +28,7 @@ from unittest import mock
 import pytest
 import redis
 import sqlalchemy as sa
+from support import forkserver
 
 from llmtasks import settings as configuration
 from llmtasks.cli import main
@@ -71,9 +72,7 @@ class Process:
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> None:
         self.log = log
         with log.open("wb") as file:
-            self._popen = subprocess.Popen(
-                argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-            )
+            self._popen = forkserver.start(argv, env=env, cwd=cwd, stdout=file, stderr=file)
         self.pid = self._popen.pid
 
     def output(self) -> str:
@@ -185,15 +184,12 @@ class Stack:
         self, *argv: str, code: int | None = 0, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run `llmtasks ARGV` to its end, expecting an exit code."""
-        done = subprocess.run(
+        done = forkserver.run(
             [sys.executable, "-m", "llmtasks", *argv],
             env=self.env,
             cwd=self.home,
-            input=stdin,
-            capture_output=True,
-            text=True,
+            stdin=stdin,
             timeout=PATIENCE_S,
-            check=False,
         )
         assert code is None or done.returncode == code, done.stdout + done.stderr
         return done
@@ -224,15 +220,11 @@ class Stack:
 
     def script(self, source: str, *argv: str) -> Any:
         """Run a user's program; the JSON it printed last, None when it printed nothing."""
-        done = subprocess.run(
+        done = forkserver.run(
             [sys.executable, "-c", textwrap.dedent(source), *argv],
             env=self.env,
             cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
             timeout=2 * PATIENCE_S,
-            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         lines = done.stdout.strip().splitlines()
