@@ -72,9 +72,9 @@ class Batch:
         """Cancel what has not ended; how many jobs that were."""
         return cancel(self.batch_id)
 
-    def retry(self) -> int:
-        """Queue its failed and cancelled jobs again; how many."""
-        return retry(self.batch_id)
+    def retry(self, *, failed_only: bool = False) -> int:
+        """Queue its failed and cancelled jobs again, or the failed ones only; how many."""
+        return retry(self.batch_id, failed_only=failed_only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +199,8 @@ def submit_batch(
         ids: Document ids; each becomes one job, in this order.
         task_type: `summarize`, `extract`, `translate`, or one of your own.
         batch_id: Default: a new one.
-        options: The task type's, and `tenant`, `priority`, `fresh`.
+        options: The task type's, and `tenant`, `priority`, `fresh`, `deadline_s` (seconds from now, after
+            which a job that is not done fails).
 
     Raises:
         UnknownTaskType, InvalidOption, UsageError: at once, and nothing is submitted.
@@ -287,9 +288,12 @@ def get_result(job_id: str) -> JobResult:
     raise UnknownJob(f"no job has the id {job_id!r}")
 
 
-def retry(target: str) -> int:
-    """Queue the failed and cancelled jobs of a batch (or one job) again; returns how many."""
-    return jobs.retry(database(), target)
+def retry(target: str, *, failed_only: bool = False) -> int:
+    """Queue the failed and cancelled jobs of a batch (or one job) again; returns how many.
+
+    With `failed_only` what was cancelled stays cancelled. A deadline counts anew.
+    """
+    return jobs.retry(database(), target, failed_only=failed_only)
 
 
 def cancel(target: str, *, running: bool = True) -> int:

@@ -24,10 +24,12 @@
     ├── OutputError                   the model answered, and the answer is no result
     │   ├── OutputTruncated           cut by the token limit
     │   ├── OutputRefused             the model declined, or a content filter did
-    │   └── OutputInvalid             not of the form the task type promises
+    │   ├── OutputInvalid             not of the form the task type promises
+    │   └── OutputTooLarge            more than [results] max_output_bytes
     ├── JobError                      the job itself came to an end
     │   ├── JobCancelled
     │   ├── AttemptsExhausted         every allowed attempt failed
+    │   ├── DeadlineExceeded          it was not done within its deadline_s
     │   └── WorkerLost                its worker died too often while running it
     ├── StoreUnavailable              the database did not answer
     ├── AdmissionUnavailable          the fleet's Redis did not answer; jobs hold
@@ -191,6 +193,10 @@ class OutputInvalid(OutputError):
     """The answer does not have the form that the task type promises."""
 
 
+class OutputTooLarge(OutputError):
+    """The output is larger than the settings allow to be stored."""
+
+
 class JobError(LLMTasksError):
     """The job came to an end without a result."""
 
@@ -201,6 +207,15 @@ class JobCancelled(JobError):
 
 class AttemptsExhausted(JobError):
     """Every allowed attempt failed; the message holds the last failure."""
+
+
+class DeadlineExceeded(JobError):
+    """The job was not done within the time that it was given."""
+
+    @classmethod
+    def after(cls, deadline_s: float, doing: str) -> DeadlineExceeded:
+        """For a job that had `deadline_s` seconds; `doing` says where it stood: "it was ..."."""
+        return cls(f"not done within {deadline_s:.10g} s: {doing}")
 
 
 class WorkerLost(JobError):

@@ -21,25 +21,39 @@ from typing import Any, TypeVar
 from llmtasks import incoming, logs, metrics, task_types
 from llmtasks.documents import Pool, read_one
 from llmtasks.errors import (
+    DeadlineExceeded,
     DocumentNotFound,
     DocumentSourceFailed,
     InvalidDocument,
+    InvalidOption,
     JobError,
     LLMTasksError,
     NotNow,
+    OutputTooLarge,
     StoreUnavailable,
     by_name,
 )
-from llmtasks.gateway import Answer, Call, Gateway, Journal, Question
+from llmtasks.gateway import GIVEN_UP, Answer, Call, Gateway, Journal, Question
 from llmtasks.hooks import Source
-from llmtasks.jobs import Completed, Elsewhere, Job, JobState, NewJob, Outcome, Parked
+from llmtasks.jobs import (
+    ENDED,
+    Completed,
+    Elsewhere,
+    Job,
+    JobState,
+    NewJob,
+    Outcome,
+    Parked,
+    Refused,
+    json_size,
+)
 from llmtasks.loop import LoopThread, Running
 from llmtasks.messages import Completion, FinishReason, Request, Usage
 from llmtasks.planning import Plan, plan
 from llmtasks.providers.prices import cost_usd
 from llmtasks.retry import Retry, decide, describe
 from llmtasks.settings import Provider, Settings
-from llmtasks.store import calls, documents, jobs, results
+from llmtasks.store import calls, deadlines, documents, jobs, results
 from llmtasks.store.calls import NewCall
 from llmtasks.store.engine import Database
 from llmtasks.store.jobs import ClaimedJob
@@ -192,9 +206,28 @@ class Executor:
             return claimed
         row = jobs.get(self.db, new.job_id)
         if row is None:  # sent by name from a program that does not record
+            return self._recorded(new)
+        return self.told(self._ended_if_overdue(row))
+
+    def _ended_if_overdue(self, row: Job) -> Job:
+        """A row that could not be claimed, ended if its deadline was why."""
+        timed = row.deadline_at is not None and row.state not in ENDED
+        if not timed or not deadlines.end_if_overdue(
+            self.db, row.job_id, self.worker_id, to_sink=self.to_sink
+        ):
+            return row
+        return jobs.get(self.db, row.job_id) or row
+
+    def _recorded(self, new: NewJob) -> ClaimedJob | Outcome:
+        """Give a job its row, and claim it; one that can only fail gets one that has."""
+        if not isinstance(new, Refused):
             jobs.insert(self.db, [new], sent=True)
             return jobs.claim(self.db, new.job_id, self.worker_id) or Elsewhere()
-        return self.told(row)
+        name = InvalidOption.__name__
+        jobs.insert_failed(self.db, new, self.worker_id, name, new.fault, to_sink=self.to_sink)
+        logs.warning(_log, "job-refused", job=new.job_id, why=new.fault)
+        row = jobs.get(self.db, new.job_id)
+        return Elsewhere() if row is None else self.told(row)
 
     def told(self, row: Job) -> Outcome:
         """What a row that is not ours says: its result, its typed error, or nothing yet."""
@@ -218,6 +251,8 @@ class _Run:
         self.settings = executor.settings
         self.job = job
         self.watch = watch
+        self.due = None if job.left_s is None else time.monotonic() + job.left_s
+        self.waits_for = ""
         self.errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.journal = Journal(
             attempts=max(1, job.attempts), on_thread=self._on_thread, on_wait=self._on_wait
@@ -264,6 +299,7 @@ class _Run:
             asked.options,
             _Context(self, asked),
         )
+        self._check_size(output)
         usage, cost = self._spent()
         last = self.last
         return NewResult(
@@ -277,6 +313,14 @@ class _Run:
             cached=not self.journal.calls and not self.paid_before,
             seconds=last.latency_s if last and self.journal.calls else 0.0,
         )
+
+    def _check_size(self, output: object) -> None:
+        """Refuse an output that is too large to be stored; the answers it was made of are, for a retry."""
+        size, most = json_size(output), self.settings.results.max_output_bytes
+        if size > most:
+            raise OutputTooLarge(
+                f"the output has {size:,} bytes as JSON; results.max_output_bytes allows {most:,}"
+            )
 
     def _document(self) -> documents.Document:
         """The stored text; where there is none, that of the user's own store."""
@@ -329,12 +373,33 @@ class _Run:
         self.recorded += rows
         self.executor.persist(lambda: calls.record(self.db, self.job, rows))
 
+    @property
+    def overdue(self) -> bool:
+        """Whether the job's deadline has passed."""
+        return self.due is not None and time.monotonic() >= self.due
+
+    def exceeded(self, doing: str) -> DeadlineExceeded:
+        """What the job fails with, once it is overdue."""
+        return DeadlineExceeded.after(self.job.deadline_s or 0.0, doing)
+
     def wait(self, running: Running[Answer]) -> Answer:
-        """Wait for an answer, doing meanwhile what the loop wants done on this thread."""
+        """Wait for an answer, doing meanwhile what the loop wants done on this thread.
+
+        At the deadline the question is given up; an answer that has arrived by then is still one.
+        """
         running.future.add_done_callback(lambda _future: self.errands.put(None))
-        while (errand := self.errands.get()) is not None:
+        due = self.due
+        while True:
+            try:
+                left = None if due is None else max(0.0, due - time.monotonic())
+                errand = self.errands.get(timeout=left)
+            except queue.Empty:
+                running.cancel()
+                due = None
+                continue
+            if errand is None:
+                return running.future.result()
             errand()
-        return running.future.result()
 
     def tell(self, watcher: Callable[..., None], *news: object) -> None:
         """Tell a watcher. Without a broker nobody can be told, and the job goes on.
@@ -350,6 +415,7 @@ class _Run:
             logs.warning(_log, "untold", job=self.job.job_id, why=type(error).__name__)
 
     def _on_wait(self, reason: str, delay: float) -> None:
+        self.waits_for = reason
         self.errands.put(functools.partial(self.tell, self.watch.waiting, reason, delay))
 
     def _on_thread(self, function: Callable[[], Any]) -> concurrent.futures.Future[Any]:
@@ -463,6 +529,8 @@ class _Context:
         if (paid := run.paid_before.get(key)) is not None:
             run.last = _completion(paid)
             return accept(paid.answer)
+        if run.overdue:
+            raise run.exceeded("it had more to ask")
         question = Question(
             request=request,
             key=key,
@@ -477,8 +545,13 @@ class _Context:
             accept=accept,
         )
         recorded = len(run.journal.calls)
+        run.waits_for = ""
         try:
             answer = run.wait(run.executor.ask(run.job, question, run.journal))
+        except concurrent.futures.CancelledError:
+            if not run.overdue:
+                raise
+            raise run.exceeded(_doing(run.journal.calls[recorded:], run.waits_for)) from None
         finally:
             run.executor.asked(run.job)
             run.record(run.journal.calls[recorded:], self._asked.providers)
@@ -489,6 +562,14 @@ class _Context:
     def report(self, text: str) -> None:
         """Show progress (`3/10 chunks`) to whoever watches the job."""
         self._run.tell(self._run.watch.progress, text)
+
+
+def _doing(asked: Sequence[Call], waits_for: str) -> str:
+    """Where a question stood that was given up."""
+    for call in asked:
+        if call.outcome == GIVEN_UP:
+            return f"{call.provider} had not answered"
+    return f"it was waiting: {waits_for or 'for its turn'}"
 
 
 def described(job: NewJob, result: NewResult) -> dict[str, Any]:

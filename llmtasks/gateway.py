@@ -61,6 +61,8 @@ _log = logs.get("gateway")
 
 #: The outcome of a call whose answer was whole and accepted.
 OK = "ok"
+#: The outcome of a call that its job gave up before there was an answer.
+GIVEN_UP = "cancelled"
 
 #: A grant that could not be used within so many seconds of its slot is given back and asked for anew.
 LATE_S = 1.0
@@ -311,7 +313,7 @@ class Gateway:
             key=question.key,
             provider=go.provider,
             model=provider.model,
-            outcome="cancelled",
+            outcome=GIVEN_UP,
             usage=None,
             latency_s=0.0,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,6 +12,16 @@ from llmtasks.errors import LLMTasksError
 
 #: Highest job priority; 0 is the normal one. Ours, not the broker's.
 MAX_PRIORITY = 9
+
+
+def json_size(value: object) -> int:
+    """Bytes of a value as JSON, in UTF-8.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it is none: NaN, an object, nested too deeply.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 class JobState(StrEnum):
@@ -24,9 +35,10 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"  # ended by its user
 
 
-#: The allowed moves. A retry of an ended job is a move too: FAILED or CANCELLED back to QUEUED.
+#: The allowed moves. A retry of an ended job is a move too: FAILED or CANCELLED back to QUEUED. What nobody
+#: runs fails by its deadline.
 MOVES: Mapping[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
     JobState.RUNNING: frozenset(
         {
             JobState.QUEUED,
@@ -36,7 +48,9 @@ MOVES: Mapping[JobState, frozenset[JobState]] = {
             JobState.CANCELLED,
         }
     ),
-    JobState.WAITING: frozenset({JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED}),
+    JobState.WAITING: frozenset(
+        {JobState.QUEUED, JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}
+    ),
     JobState.COMPLETED: frozenset(),
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset({JobState.QUEUED}),
@@ -76,6 +90,7 @@ class NewJob:
     `direct` jobs (`delay`, a Celery group) are published by their producer and keep a Celery result;
     the others belong to a batch that the feeder hands to the broker piece by piece. `canvas` is what
     Celery has to be told again when the job is sent again: its chord, callbacks and place in a group.
+    `deadline_s` is how many seconds it may take from its submission (or its retry); None: any.
     """
 
     job_id: str
@@ -88,6 +103,14 @@ class NewJob:
     direct: bool = True
     batch_id: str | None = None
     canvas: Mapping[str, Any] | None = None
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(NewJob):
+    """A job as a foreign message describes it, which can only fail: `fault` says why."""
+
+    fault: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,3 +133,4 @@ class Job(NewJob):
     error_message: str | None = None
     created_at: float = 0.0
     finished_at: float | None = None
+    deadline_at: float | None = None

@@ -270,6 +270,11 @@ class Delivery(_Section, frozen=True):
     """Seconds after which a job that was sent, and that no queue holds any more, is sent again."""
     max_crashes: Count = 3
     """A job whose workers died so often is failed: it may be what kills them."""
+    deadline_s: Seconds | None = None
+    """Seconds that a job may take from its submission, waiting included, where it does not bring a
+    `deadline_s` of its own. Then it fails with `DeadlineExceeded`, and no more is paid for it. Without it a
+    job waits as long as it takes.
+    """
 
 
 class Dispatch(_Section, frozen=True):
@@ -345,6 +350,10 @@ class Results(_Section, frozen=True):
     sink: Function | None = None
     """A function of yours that a worker calls with each ended job, a dict, after it is committed: at least
     once.
+    """
+    max_output_bytes: Count = 2_000_000
+    """Bytes of JSON that the output of one job may have; with more it fails with `OutputTooLarge`. The
+    answers it paid for are kept: with a higher limit its retry pays nothing again.
     """
 
 

@@ -7,11 +7,23 @@ from typing import Any, Protocol
 
 from llmtasks import task_types
 from llmtasks.errors import InvalidOption
-from llmtasks.jobs import MAX_PRIORITY
+from llmtasks.jobs import MAX_PRIORITY, json_size
+from llmtasks.settings import current
 from llmtasks.store.names import MAX_TENANT
 
 #: What every task takes besides its type's own options, with the default.
-COMMON_OPTIONS: Mapping[str, Any] = {"tenant": "default", "priority": 0, "fresh": False}
+COMMON_OPTIONS: Mapping[str, Any] = {
+    "tenant": "default",
+    "priority": 0,
+    "fresh": False,
+    "deadline_s": None,
+}
+
+#: Bytes that a job's options may have as JSON: each row of a batch holds them.
+MAX_OPTIONS_BYTES = 65_536
+
+#: Seconds of the longest deadline: a year.
+MAX_DEADLINE_S = 31_536_000
 
 
 class Options(Protocol):
@@ -33,6 +45,10 @@ class Options(Protocol):
     def fresh(self) -> bool:
         """Ask again."""
 
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds it may take."""
+
 
 def checked(
     task_type: str, given: Mapping[str, Any], priority: int | None = None
@@ -52,12 +68,48 @@ def checked(
     if priority is not None:
         common["priority"] = priority
     _check_common(common)
-    return {**common, "options": task_types.validate_options(task_type, own)}
+    common["deadline_s"] = deadline(common["deadline_s"])
+    valid = task_types.validate_options(task_type, own)
+    check_size(valid)
+    return {**common, "options": valid}
+
+
+def deadline(given: object) -> float | None:
+    """The seconds that a job may take; where it says nothing, what the settings say.
+
+    Raises:
+        InvalidOption: it is no such number.
+    """
+    if given is None:
+        return current().delivery.deadline_s
+    seconds = given if isinstance(given, int | float) and not isinstance(given, bool) else 0
+    if not 0 < seconds <= MAX_DEADLINE_S:
+        raise InvalidOption(
+            "deadline_s must be a number of seconds greater than 0,"
+            f" and at most {MAX_DEADLINE_S} (a year)"
+        )
+    return float(seconds)
+
+
+def check_size(options: Mapping[str, Any]) -> None:
+    """Refuse options that are no JSON, or too much of it.
+
+    Raises:
+        InvalidOption: says how much it is, and how much may be.
+    """
+    try:
+        size = json_size(options)
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidOption("the options must be plain values, lists and objects of JSON") from None
+    if size > MAX_OPTIONS_BYTES:
+        raise InvalidOption(
+            f"the options have {size:,} bytes as JSON; at most {MAX_OPTIONS_BYTES:,} are allowed"
+        )
 
 
 def message_options(job: Options) -> dict[str, Any]:
     """The keyword arguments of a job's message: its options, and the common ones that differ."""
-    common = {"tenant": job.tenant, "priority": job.priority, "fresh": job.fresh}
+    common = {name: getattr(job, name) for name in COMMON_OPTIONS}
     return {
         **job.options,
         **{name: value for name, value in common.items() if value != COMMON_OPTIONS[name]},

@@ -35,7 +35,7 @@ from llmtasks.errors import (
     StoreUnavailable,
     UsageError,
 )
-from llmtasks.jobs import MAX_PRIORITY, Completed, Elsewhere, NewJob, Outcome, Parked
+from llmtasks.jobs import MAX_PRIORITY, Completed, Elsewhere, NewJob, Outcome, Parked, Refused
 from llmtasks.settings import current
 from llmtasks.store.process import database
 
@@ -111,6 +111,8 @@ class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
         settings = current()
         if settings.delivery.record:
             jobs.insert(database(), [job], sent=True)
+        else:
+            jobs.check(job)
         options["priority"] = DIRECT_PRIORITY if job.direct else FED_PRIORITY
         publish = functools.partial(
             celery.Task.apply_async,
@@ -153,7 +155,8 @@ def process_document(
         self: The bound task.
         document_id: Of a document added before (`add_document`, `llmtasks documents add`).
         task_type: `summarize`, `extract`, `translate`, or one of your own.
-        options: The task type's own, and `tenant`, `priority` (0-9, 9 first), `fresh` (ask again).
+        options: The task type's own, and `tenant`, `priority` (0-9, 9 first), `fresh` (ask again),
+            `deadline_s` (seconds it may take from now, waiting included; then it fails).
 
     Returns:
         `{"status", "document_id", "task_type", "job_id", "cached", "provider", "model", "usage",
@@ -217,18 +220,30 @@ def described(
 
 
 def received(request: Any, document_id: str, task_type: str, options: Mapping[str, Any]) -> NewJob:
-    """The job that a message describes, unchecked: a wrong option fails the job, not the message."""
+    """The job that a message describes, unchecked: a wrong option fails the job, not the message.
+
+    What no row shall hold is left out of it, and it is one that can only fail.
+    """
     own = dict(options)
     tenant = own.pop("tenant", "default")
     priority = own.pop("priority", 0)
-    return NewJob(
+    fresh, given = bool(own.pop("fresh", False)), own.pop("deadline_s", None)
+    deadline_s, fault = None, None
+    try:
+        deadline_s = submission.deadline(given)
+        submission.check_size(own)
+    except InvalidOption as error:
+        own, fault = {}, str(error)
+    make = NewJob if fault is None else functools.partial(Refused, fault=fault)
+    return make(
         job_id=request.id,
         document_id=str(document_id),
         task_type=str(task_type),
         tenant=tenant if isinstance(tenant, str) else "default",
         options=own,
         priority=priority if isinstance(priority, int) and 0 <= priority <= MAX_PRIORITY else 0,
-        fresh=bool(own.pop("fresh", False)),
+        fresh=fresh,
+        deadline_s=deadline_s,
         direct=not request.ignore_result,
         batch_id=request.group,
         canvas=_canvas(

@@ -20,7 +20,7 @@ from llmtasks.executor import Executor
 from llmtasks.loop import LoopThread
 from llmtasks.retry import describe
 from llmtasks.settings import Settings
-from llmtasks.store import feed, jobs
+from llmtasks.store import deadlines, feed, jobs
 from llmtasks.store import workers as leases
 from llmtasks.store.engine import Database
 from llmtasks.store.feed import Sendable
@@ -41,6 +41,9 @@ FORGOTTEN_S = 2.0
 
 #: Rows sent again, or woken, in one go.
 CHUNK = 500
+
+#: Rows whose deadline has passed that are ended in one go.
+OVERDUE_CHUNK = 2_000
 
 
 class Maintenance:
@@ -150,6 +153,7 @@ class Maintenance:
         while not self._not_feeding.wait(self._settings.dispatch.interval_s):
             search = time.monotonic() - searched >= FORGOTTEN_S
             searched = time.monotonic() if search else searched
+            self._try("deadlines", self.end_overdue)
             self._try("wake", lambda: feed.wake_due(self._db, CHUNK))
             if search:
                 self._try("observe", self.observe)
@@ -173,6 +177,14 @@ class Maintenance:
         if trouble and trouble != self._troubles.get(what):
             logs.warning(_log, "feed-failed", what=what, why=trouble)
         self._troubles[what] = trouble
+
+    def end_overdue(self) -> int:
+        """Fail what was not done by its deadline; how many jobs."""
+        to_sink = self._settings.results.sink is not None
+        ended = deadlines.end_overdue(self._db, OVERDUE_CHUNK, to_sink=to_sink)
+        if ended:
+            logs.warning(_log, "deadlines-exceeded", jobs=ended)
+        return ended
 
     def observe(self) -> None:
         """Show who decides on calls, and how the providers stand, as the whole fleet sees them."""

@@ -62,10 +62,11 @@ def results(batch: str, form: str | None, out: Path | None, *, as_json: bool) ->
 
 @click.command()
 @click.argument("batch")
+@click.option("--failed", is_flag=True, help="The failed ones only.")
 @json_option
-def retry(batch: str, *, as_json: bool) -> None:
+def retry(batch: str, *, failed: bool, as_json: bool) -> None:
     """Queue the failed and cancelled jobs again; completed ones stay as they are."""
-    count = client.retry(batch)
+    count = client.retry(batch, failed_only=failed)
     if as_json:
         print_json({"batch_id": batch, "jobs": count})
     else:

@@ -8,19 +8,26 @@ from typing import Any, TypeVar
 
 import click
 
-from llmtasks import task_types
+from llmtasks import submission, task_types
 from llmtasks.errors import InvalidOption, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Said in another way on the command line.
-RESERVED = frozenset({"ids", "task_type", "batch_id", "tenant", "priority", "fresh"})
+RESERVED = frozenset({"ids", "task_type", "batch_id", *submission.COMMON_OPTIONS})
 
 task_options: Callable[[F], F] = click.option(
     "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="A task option."
 )
 to_option: Callable[[F], F] = click.option(
     "--to", metavar="LANG", help="The same as -o target_language=LANG, for translate."
+)
+
+deadline_option: Callable[[F], F] = click.option(
+    "--deadline",
+    type=click.FloatRange(0, submission.MAX_DEADLINE_S, min_open=True),
+    metavar="SECONDS",
+    help="Fail what is not done so many seconds after its submission.",
 )
 
 

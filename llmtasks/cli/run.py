@@ -28,7 +28,7 @@ from llmtasks import checks, client, directories, processes
 from llmtasks.cli import INTERRUPTED, export, files, progress
 from llmtasks.cli.asked import Asked
 from llmtasks.cli.estimate import estimate_lines
-from llmtasks.cli.options import checked_options, task_options, to_option
+from llmtasks.cli.options import checked_options, deadline_option, task_options, to_option
 from llmtasks.cli.output import (
     counted,
     exit_code,
@@ -113,6 +113,7 @@ class Failures:
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before paying.")
 @click.option("--fresh", is_flag=True, help="Ask again, although the answer is stored.")
 @click.option("--concurrency", type=click.IntRange(1), help="Jobs at once.")
+@deadline_option
 @tenant_option
 @json_option
 def run(
@@ -122,6 +123,7 @@ def run(
     options: tuple[str, ...],
     out: Path | None,
     concurrency: int | None,
+    deadline: float | None,
     tenant: str,
     *,
     yes: bool,
@@ -152,7 +154,13 @@ def run(
         return 1
     asked.counting()
     submit = functools.partial(
-        client.submit_batch, stored.ids, task_type, tenant=tenant, fresh=fresh, **checked
+        client.submit_batch,
+        stored.ids,
+        task_type,
+        tenant=tenant,
+        fresh=fresh,
+        deadline_s=deadline,
+        **checked,
     )
     status = _work(settings, submit, task_type, concurrency, asked)
     if status.cancelled:

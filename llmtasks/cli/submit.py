@@ -9,7 +9,7 @@ from typing import BinaryIO
 import click
 
 from llmtasks import client
-from llmtasks.cli.options import checked_options, task_options, to_option
+from llmtasks.cli.options import checked_options, deadline_option, task_options, to_option
 from llmtasks.cli.output import counted, json_option, print_json, tenant_option
 from llmtasks.errors import UsageError
 
@@ -27,6 +27,7 @@ from llmtasks.errors import UsageError
 @task_options
 @click.option("--priority", type=click.IntRange(0, 9), default=0, show_default=True)
 @click.option("--fresh", is_flag=True, help="Ask again, although the answer is stored.")
+@deadline_option
 @tenant_option
 @json_option
 def submit(
@@ -36,6 +37,7 @@ def submit(
     to: str | None,
     options: tuple[str, ...],
     priority: int,
+    deadline: float | None,
     tenant: str,
     *,
     every: bool,
@@ -53,6 +55,7 @@ def submit(
         tenant=tenant,
         priority=priority,
         fresh=fresh,
+        deadline_s=deadline,
         **checked_options(task_type, options, to),
     )
     if as_json:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Select
 from sqlalchemy.engine import Row
 
+from llmtasks.errors import DeadlineExceeded
 from llmtasks.jobs import MAX_PRIORITY, JobState
 from llmtasks.store import dialect
 from llmtasks.store.engine import Database, epoch
@@ -35,6 +36,8 @@ from llmtasks.store.tables import (
 OVERTAKEN_AFTER_S = 60.0
 #: Of how many jobs that ended last the order of sending is looked at.
 OVERTAKERS = 1_000
+#: Ended by work, which a deadline is not: most of those it ends were never claimed.
+_WORKED_ON = sa.and_(FINISHED, jobs.c.error_type.is_distinct_from(DeadlineExceeded.__name__))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,7 @@ class Sendable:
     direct: bool
     batch_id: str | None
     canvas: Mapping[str, Any] | None
+    deadline_s: float | None
 
 
 #: What a Sendable is made of.
@@ -74,6 +78,7 @@ SENDABLE_COLUMNS = (
     jobs.c.direct,
     jobs.c.batch_id,
     jobs.c.canvas,
+    jobs.c.deadline_s,
 )
 
 
@@ -233,7 +238,7 @@ def finished_rate(db: Database, task_type: str, window_s: float) -> float:
             sa.select(sa.func.count()).where(
                 jobs.c.task_type == task_type,
                 jobs.c.finished_at > epoch() - window_s,
-                FINISHED,
+                _WORKED_ON,
             )
         ).scalar_one()
     return count / window_s
@@ -280,7 +285,7 @@ def _newest_claimed(db: Database, task_type: str) -> dict[bool, float]:
     )
     ended = (
         sa.select(*columns)
-        .where(here, FINISHED, jobs.c.finished_at.is_not(None))
+        .where(here, _WORKED_ON, jobs.c.finished_at.is_not(None))
         .order_by(jobs.c.finished_at.desc())
         .limit(OVERTAKERS)
     )

@@ -13,6 +13,7 @@ from llmtasks.store.tables import (
     FINISHED,
     RUNNING,
     SENT,
+    TIMED,
     UNTOLD,
     WAITING,
     jobs,
@@ -48,6 +49,7 @@ _index(
 _index("ix_jobs_sent", _j.task_type, _j.sent_at, where=SENT)
 _index("ix_jobs_untold", _j.task_type, where=UNTOLD)
 _index("ix_jobs_due", _j.not_before, where=WAITING)
+_index("ix_jobs_deadline", _j.deadline_at, where=TIMED)
 _index("ix_jobs_running", _j.worker_id, where=RUNNING)
 _index("ix_jobs_ended", _j.worker_id, _j.finished_at, where=_j.finished_at.is_not(None))
 _index("ix_jobs_finished", _j.task_type, _j.finished_at, where=FINISHED)

@@ -54,10 +54,12 @@ CANCEL_NEWS_S = 600.0
 class ClaimedJob(Job):
     """A job in the hands of its claimer. `document_hash` is the text it was submitted with.
 
-    `document_hash` is None when there was no such document at submission.
+    `document_hash` is None when there was no such document at submission. `left_s` is how many seconds it
+    had until its deadline when it was claimed.
     """
 
     document_hash: str | None = None
+    left_s: float | None = None
 
     @property
     def resumed(self) -> bool:
@@ -66,7 +68,11 @@ class ClaimedJob(Job):
 
 
 _JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
-_CLAIMED_COLUMNS = [*_JOB_COLUMNS, jobs.c.document_hash]
+_CLAIMED_COLUMNS = [
+    *_JOB_COLUMNS,
+    jobs.c.document_hash,
+    (jobs.c.deadline_at - epoch()).label("left_s"),
+]
 
 
 def insert(db: Database, new: Sequence[NewJob], *, sent: bool) -> list[bool]:
@@ -94,6 +100,33 @@ def insert(db: Database, new: Sequence[NewJob], *, sent: bool) -> list[bool]:
         answers.append(job.job_id in created)
         created.discard(job.job_id)
     return answers
+
+
+def insert_failed(
+    db: Database,
+    job: NewJob,
+    worker_id: str,
+    error_type: str,
+    message: str,
+    *,
+    to_sink: bool = False,
+) -> None:
+    """Write the row of a job that has failed already, unless its id has one; `to_sink` as for `complete`.
+
+    Its message is in the hands of this worker, which tells its caller.
+
+    Raises:
+        InvalidOption: an id or a name that cannot be: it has no row.
+    """
+    check(job)
+    with db.write() as connection:
+        _group(connection, [job])
+        row = _insert(connection, sent=True).values(
+            {"worker_id": worker_id, "claimed_at": epoch(), **_failed(error_type, message)}
+        )
+        created = connection.execute(row.returning(jobs.c.job_id), _row(job)).first()
+        if created is not None and to_sink:
+            outbox.put(connection, [job.job_id])
 
 
 def check(job: NewJob) -> None:
@@ -142,6 +175,7 @@ _CLAIM = (
     .where(
         jobs.c.job_id == bindparam("the_job"),
         sa.or_(QUEUED, sa.and_(WAITING, jobs.c.not_before <= epoch())),
+        sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > epoch()),
     )
     .values(
         state=JobState.RUNNING.value,
@@ -157,7 +191,9 @@ _CLAIM = (
 
 
 def claim(db: Database, job_id: str, worker_id: str) -> ClaimedJob | None:
-    """Take the job: queued, or waiting and due. None when somebody else has it, or it has ended."""
+    """Take the job: queued, or waiting and due. None when somebody else has it, it has ended, or its deadline
+    has passed.
+    """
     if not is_storable(job_id):
         return None
     with db.write() as connection:
@@ -191,14 +227,8 @@ def fail(
     db: Database, job: ClaimedJob, error_type: str, message: str, *, to_sink: bool = False
 ) -> bool:
     """End the job with a typed error; `to_sink` as for `complete`. False: the fence was lost."""
-    values = {
-        "state": JobState.FAILED.value,
-        "finished_at": epoch(),
-        "error_type": clean(error_type, MAX_NAME),
-        "error_message": clean(message),
-    }
     with db.write() as connection:
-        if not _move(connection, job, values):
+        if not _move(connection, job, _failed(error_type, message)):
             return _is_already(connection, job, JobState.FAILED)
         if to_sink:
             outbox.put(connection, [job.job_id])
@@ -286,13 +316,31 @@ def _cancelled() -> dict[str, Any]:
         "reason": None,
         "error_type": JobCancelled.__name__,
         "error_message": "the job was cancelled",
-        # A direct job's caller is to be told; for the others nobody waits.
-        "sent_at": sa.case((jobs.c.direct, None), else_=sa.func.coalesce(jobs.c.sent_at, epoch())),
+        "sent_at": to_be_told(),
     }
 
 
-def retry(db: Database, target: str) -> int:
+def _failed(error_type: str, message: str) -> dict[str, Any]:
+    """The columns of a job that failed."""
+    return {
+        "state": JobState.FAILED.value,
+        "finished_at": epoch(),
+        "error_type": clean(error_type, MAX_NAME),
+        "error_message": clean(message),
+    }
+
+
+def to_be_told() -> ColumnElement[Any]:
+    """`sent_at` of a job that is ended from outside: a direct one's caller is to be told, for the others
+    nobody waits.
+    """
+    return sa.case((jobs.c.direct, None), else_=sa.func.coalesce(jobs.c.sent_at, epoch()))
+
+
+def retry(db: Database, target: str, *, failed_only: bool = False) -> int:
     """Queue again what failed or was cancelled of a job or a batch; how many. The feeder sends it.
+
+    With `failed_only` what was cancelled stays so. A deadline counts anew from now.
 
     Raises:
         UnknownJob: no job and no batch has this id.
@@ -307,6 +355,7 @@ def retry(db: Database, target: str) -> int:
         "finished_at": None,
         "error_type": None,
         "error_message": None,
+        "deadline_at": epoch() + jobs.c.deadline_s,
     }
     with db.write() as connection:
         rows = _rows_of(connection, target)
@@ -316,8 +365,9 @@ def retry(db: Database, target: str) -> int:
             .values(cancelled_at=None)
         )
         started = connection.execute(sa.select(epoch())).scalar_one()
+    again = [JobState.FAILED] if failed_only else [JobState.FAILED, JobState.CANCELLED]
     ended = sa.and_(
-        in_state(JobState.FAILED, JobState.CANCELLED),
+        in_state(*again),
         # A job that fails again while we are at it is not retried a second time.
         jobs.c.finished_at <= started,
     )
@@ -367,6 +417,7 @@ def _insert(connection: Connection, *, sent: bool) -> dialect.Insert:
             document_hash=pinned,
             created_at=epoch(),
             sent_at=epoch() if sent else sa.null(),
+            deadline_at=epoch() + bindparam("of_deadline", type_=sa.Double()),
             state=JobState.QUEUED.value,
             fence=0,
             attempts=0,
@@ -391,6 +442,8 @@ def _row(job: NewJob) -> dict[str, Any]:
         "canvas": None if job.canvas is None else dict(job.canvas),
         "of_tenant": job.tenant,
         "of_document": job.document_id,
+        "deadline_s": job.deadline_s,
+        "of_deadline": job.deadline_s,
     }
 
 

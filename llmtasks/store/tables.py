@@ -109,6 +109,8 @@ jobs = Table(
     Column("sent_at", Double),  # NULL: the feeder has to hand it to the broker
     Column("claimed_at", Double),
     Column("finished_at", Double),
+    Column("deadline_s", Double),  # seconds from submission or retry; NULL: any
+    Column("deadline_at", Double),
     PrimaryKeyConstraint("seq"),
     UniqueConstraint("job_id"),
 )
@@ -216,5 +218,7 @@ FEEDABLE = and_(QUEUED, jobs.c.sent_at.is_(None))
 ENDED = in_state(JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 #: Ended without a message under way: if it is direct, its caller may wait in `.get()` to be told.
 UNTOLD = and_(ENDED, jobs.c.sent_at.is_(None))
+#: Not ended, and with a time to end by.
+TIMED = and_(OPEN, jobs.c.deadline_at.is_not(None))
 #: Handed to the broker, and not claimed yet.
 SENT = and_(QUEUED, jobs.c.sent_at.is_not(None))

@@ -370,6 +370,20 @@ def test_retrying_a_batch_queues_what_failed_or_was_cancelled_from_the_start(db)
     assert jobs.retry(db, "a") == 0
 
 
+def test_retrying_the_failed_ones_only_leaves_what_was_cancelled(db):
+    failed = claimed(db, "failed", batch_id="batch", direct=False)
+    jobs.fail(db, failed, "JobError", "no")
+    jobs.insert(db, [new_job("cancelled", batch_id="batch", direct=False)], sent=False)
+    jobs.cancel(db, "batch")
+    assert jobs.retry(db, "batch", failed_only=True) == 1
+    assert (state(db, "failed"), state(db, "cancelled")) == (JobState.QUEUED, JobState.CANCELLED)
+    # What is queued again is not ended by the cancelling of before, when it is given back.
+    jobs.release(db, jobs.claim(db, "failed", "worker"), attempts=0)
+    assert state(db, "failed") is JobState.QUEUED
+    assert jobs.retry(db, "cancelled", failed_only=True) == 0
+    assert jobs.retry(db, "batch") == 1
+
+
 def test_a_single_job_is_cancelled_and_retried_by_its_id(db):
     jobs.insert(db, [new_job("a", batch_id="g"), new_job("b", batch_id="g")], sent=True)
     assert jobs.cancel(db, "a") == 1

@@ -16,10 +16,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support.rows import new_job, new_result, register
+from support.rows import change, new_job, new_result, register
 
 from llmtasks.jobs import MOVES, JobState
-from llmtasks.store import batches, feed, jobs, workers
+from llmtasks.store import batches, deadlines, feed, jobs, workers
 from llmtasks.store.engine import Database
 from llmtasks.store.tables import jobs as jobs_table
 from llmtasks.store.tables import results as results_table
@@ -96,6 +96,16 @@ def test_no_sequence_of_moves_breaks_a_promise(sqlite_file):  # noqa: C901 - one
         @rule(data=st.data())
         def retry(self, data: st.DataObject) -> None:
             jobs.retry(self.db, data.draw(st.sampled_from(["batch", *self.seen])))
+
+        @precondition(lambda self: self.seen)
+        @rule(data=st.data(), late_s=st.sampled_from([1.0, 2 * deadlines.GRACE_S]))
+        def be_late(self, data: st.DataObject, late_s: float) -> None:
+            name = data.draw(st.sampled_from(sorted(self.seen)))
+            change(self.db, name, deadline_s=9.0, deadline_at=self.db.now() - late_s)
+
+        @rule()
+        def end_the_late(self) -> None:
+            deadlines.end_overdue(self.db)
 
         @rule(worker_id=st.sampled_from(WORKERS))
         def die(self, worker_id: str) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from support.rows import new_job, register
 
-from llmtasks.store import batches, calls, feed, jobs, outbox, results, workers
+from llmtasks.store import batches, calls, deadlines, feed, jobs, outbox, results, workers
 from llmtasks.store.engine import Database
 from llmtasks.store.feed import Lane
 
@@ -21,6 +21,7 @@ UPDATE jobs SET state = 'running', worker_id = 'worker' WHERE seq % 997 = 1;
 UPDATE jobs SET state = 'waiting', not_before = created_at - 10000 + seq
     WHERE state = 'queued' AND seq % 101 = 1;
 UPDATE jobs SET sent_at = created_at - seq WHERE state = 'queued' AND seq % 103 = 1;
+UPDATE jobs SET deadline_s = 9.0, deadline_at = created_at - 10000 + seq WHERE seq % 3 = 1;
 INSERT INTO results (job_id, tenant, answer_key, output, input_tokens, output_tokens,
         cached_input_tokens, cached, seconds, created_at)
     SELECT job_id, tenant, 'key-' || seq, '1', 1, 1, 0, false, 1.0, created_at
@@ -49,6 +50,8 @@ QUESTIONS = {
     "take": (lambda db: feed.take(db, "summarize", LANE, 50), "ix_jobs_feed"),
     "depth": (lambda db: feed.depth(db, "summarize"), "ix_jobs_sent"),
     "due": (feed.wake_due, "ix_jobs_due"),
+    "overdue": (deadlines.end_overdue, "ix_jobs_deadline"),
+    "overdue job": (lambda db: deadlines.end_if_overdue(db, "job-3-500", "worker"), "job_id"),
     "rate": (lambda db: feed.finished_rate(db, "summarize", 5.0), "ix_jobs_finished"),
     "forgotten": (
         lambda db: feed.forgotten(db, "summarize", 5.0, queue_empty=True, limit=50),

@@ -10,12 +10,19 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from support.rows import at_once, claimed, new_result
+from support.rows import at_once, new_result
 
 from llmtasks.jobs import JobState
 from llmtasks.store import jobs, outbox, schema
 from llmtasks.store.engine import Database
 from llmtasks.store.indexes import metadata
+
+OF_AN_OLDER_VERSION = """
+INSERT INTO jobs (job_id, tenant, task_type, document_id, options, priority, fresh, direct, state, fence,
+    attempts, deferrals, crashes, worker_id, created_at, sent_at, finished_at)
+SELECT name, 'default', 'summarize', 'doc', '{}', 0, false, true, name, 1, 1, 0, 0, 'worker', 1, 1, ended
+FROM (SELECT 'completed' AS name, 2 AS ended UNION ALL SELECT 'running', NULL) AS old
+"""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -101,14 +108,16 @@ def migrate(url, revision):
 def test_an_older_database_keeps_its_rows_and_gets_the_same_tables(empty_urls):
     old, new = empty_urls
     db = migrate(old, "0001")
-    assert jobs.complete(db, claimed(db, "done"), new_result())
-    running = claimed(db, "running")
+    with db.write() as connection:
+        connection.execute(sa.text(OF_AN_OLDER_VERSION))
     schema.upgrade(old)
     schema.upgrade(new)
     assert described(old) == described(new)
-    assert jobs.get(db, "done").state is JobState.COMPLETED
+    assert jobs.get(db, "completed").state is JobState.COMPLETED
     # A worker of the older version ended that one: there was no sink.
     assert outbox.waiting(db).count == 0
+    (running,) = jobs.running(db, "worker")
+    assert running.deadline_s is None
     assert jobs.complete(db, running, new_result(), to_sink=True)
     assert [one.job_id for one in outbox.claim(db, "worker", 9, 30.0)] == ["running"]
     db.close()
