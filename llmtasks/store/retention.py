@@ -39,7 +39,7 @@ from llmtasks.store.tables import (
 )
 
 #: Rows looked at by one transaction.
-CHUNK = 200
+CHUNK = 100
 DAY_S = 86_400.0
 _TURN = "retention"
 
@@ -260,42 +260,47 @@ _PINNED = sa.exists().where(
 
 def remove_documents(db: Database, older_than_s: float) -> Iterator[int]:
     """Remove documents that were last changed so many seconds ago; their texts count as replaced now."""
-    key = (documents.c.tenant, documents.c.document_id)
-    order = (documents.c.updated_at, *key)
+    order = (documents.c.updated_at, documents.c.tenant, documents.c.document_id)
+    old = documents.c.updated_at < epoch() - older_than_s
     for page in pages(db, _old_documents(older_than_s), order, CHUNK):
+        gone: list[tuple[str, str]] = []
         with db.write() as connection:
-            gone = connection.execute(
-                sa.delete(documents)
-                .where(
-                    sa.tuple_(*key).in_([row[1:3] for row in page]),
-                    documents.c.updated_at < epoch() - older_than_s,
-                    ~_NAMED,
-                )
-                .returning(documents.c.tenant, documents.c.content_hash)
-            ).all()
-            mark_replaced(connection, [(row.tenant, row.content_hash) for row in gone])
+            for _, tenant, document_id in page:  # SQLite finds a pair of keys only one by one
+                one = sa.and_(documents.c.tenant == tenant, documents.c.document_id == document_id)
+                removed = connection.execute(
+                    sa.delete(documents)
+                    .where(one, old, ~_NAMED)
+                    .returning(documents.c.content_hash)
+                ).scalars()
+                gone.extend((tenant, content_hash) for content_hash in removed)
+            mark_replaced(connection, gone)
         yield len(gone)
 
 
 def remove_texts(db: Database, older_than_s: float) -> Iterator[int]:
     """Remove texts that were replaced so many seconds ago and that no document and no job needs."""
-    key = (contents.c.tenant, contents.c.content_hash)
-    for page in pages(db, _replaced(older_than_s), (contents.c.replaced_at, *key), CHUNK):
-        some = sa.tuple_(*key).in_([row[1:3] for row in page])
-        old = contents.c.replaced_at < epoch() - older_than_s
+    order = (contents.c.replaced_at, contents.c.tenant, contents.c.content_hash)
+    for page in pages(db, _replaced(older_than_s), order, CHUNK):
         with db.write() as connection:
-            # Held first, so that nobody takes one up again between the question and the answer.
-            held = connection.execute(
-                sa.select(*key).where(some, old).with_for_update(skip_locked=True)
-            ).all()
-            ours = sa.tuple_(*key).in_([tuple(row) for row in held])
-            connection.execute(sa.update(contents).where(ours, _CURRENT).values(replaced_at=None))
-            gone = connection.execute(
-                sa.delete(contents)
-                .where(ours, ~_CURRENT, ~_PINNED)
-                .returning(contents.c.content_hash)
-            ).all()
-        yield len(gone)
+            gone = sum(
+                _remove_text(connection, tenant, content_hash, older_than_s)
+                for _, tenant, content_hash in page
+            )
+        yield gone
+
+
+def _remove_text(
+    connection: Connection, tenant: str, content_hash: str, older_than_s: float
+) -> bool:
+    one = sa.and_(contents.c.tenant == tenant, contents.c.content_hash == content_hash)
+    old = contents.c.replaced_at < epoch() - older_than_s
+    # Held first, so that nobody takes it up again between the question and the answer.
+    held = sa.select(contents.c.content_hash).where(one, old).with_for_update(skip_locked=True)
+    if connection.execute(held).first() is None:
+        return False
+    connection.execute(sa.update(contents).where(one, _CURRENT).values(replaced_at=None))
+    gone = sa.delete(contents).where(one, ~_CURRENT, ~_PINNED).returning(contents.c.content_hash)
+    return connection.execute(gone).first() is not None
 
 
 def _old_documents(older_than_s: float) -> Select[Any]:

@@ -73,8 +73,11 @@ QUESTIONS = {
     "cancelled": (lambda db: jobs.running_cancelled(db, "worker"), "ix_jobs_ended"),
     "cancel": (lambda db: jobs.cancel(db, "batch-3"), "ix_jobs_batch"),
     "old jobs": (lambda db: next(retention.remove_jobs(db, HOUR_S)), "ix_jobs_single_ended"),
-    "old documents": (lambda db: next(retention.remove_documents(db, HOUR_S)), "ix_jobs_document"),
-    "replaced texts": (lambda db: next(retention.remove_texts(db, HOUR_S)), "ix_jobs_pinning"),
+    "old documents": (
+        lambda db: next(retention.remove_documents(db, HOUR_S)),
+        "ix_documents_updated",
+    ),
+    "replaced texts": (lambda db: next(retention.remove_texts(db, HOUR_S)), "ix_contents_replaced"),
     "old answers": (lambda db: list(calls.forget_answers(db, HOUR_S)), "ix_calls_kept"),
 }
 
