@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ TASK_NAME = "llmtasks.process_document"
 #: The broker's own priorities (0 is first): direct jobs stand before fed ones, nothing more.
 DIRECT_PRIORITY = 0
 FED_PRIORITY = 3
+
+#: The header of a message whose job SQL knew: when it was sent, in seconds since the epoch.
+SENT_AT = "llmtasks_sent_at"
 
 #: Seconds to wait for a connection of maintenance's own.
 CONNECT_S = 2.0
@@ -149,6 +153,7 @@ def send(
         producer,
         TASK_NAME,
         message,
+        headers={SENT_AT: time.time()},
         queue=queue_of(args[1]),
         priority=DIRECT_PRIORITY if keep_result else FED_PRIORITY,
         retry=False,

@@ -58,6 +58,7 @@ from llmtasks.store.calls import NewCall
 from llmtasks.store.engine import Database
 from llmtasks.store.jobs import ClaimedJob
 from llmtasks.store.results import NewResult
+from llmtasks.store.retention import DAY_S
 from llmtasks.text.keys import request_key
 
 T = TypeVar("T")
@@ -118,14 +119,16 @@ class Executor:
         self._aborted = threading.Event()
         self.silent_until = 0.0
 
-    def run(self, new: NewJob, watch: Watch) -> Outcome:
+    def run(self, new: NewJob, watch: Watch, *, sent_at: float | None = None) -> Outcome:
         """Run the job that a message announces, if it is still to be run.
+
+        `sent_at` is when a row rang for it, in seconds since the epoch; None where there may be no row.
 
         Raises:
             LLMTasksError: The typed error the job failed with, now or earlier.
         """
         with self._at_work(new.job_id):
-            job = self.persist(lambda: self._claim(new))
+            job = self.persist(lambda: self._claim(new, sent_at))
             if not isinstance(job, ClaimedJob):
                 return job
             return _Run(self, job, watch).outcome()
@@ -200,11 +203,14 @@ class Executor:
                 if self._aborted.wait(STORE_RETRY_S):
                     raise
 
-    def _claim(self, new: NewJob) -> ClaimedJob | Outcome:
+    def _claim(self, new: NewJob, sent_at: float | None) -> ClaimedJob | Outcome:
         claimed = jobs.claim(self.db, new.job_id, self.worker_id)
         if claimed is not None:
             return claimed
         row = jobs.get(self.db, new.job_id)
+        if row is None and self._is_past(sent_at):
+            logs.info(_log, "job-past", job=new.job_id)
+            return Elsewhere()
         if row is None:  # sent by name from a program that does not record
             return self._recorded(new)
         return self.told(self._ended_if_overdue(row))
@@ -228,6 +234,13 @@ class Executor:
         logs.warning(_log, "job-refused", job=new.job_id, why=new.fault)
         row = jobs.get(self.db, new.job_id)
         return Elsewhere() if row is None else self.told(row)
+
+    def _is_past(self, sent_at: float | None) -> bool:
+        """Whether a job whose row rang then has ended, and was removed: it must not run once more."""
+        days = self.settings.retention.jobs_days
+        if days is None or sent_at is None:
+            return False
+        return time.time() - sent_at > days * DAY_S
 
     def told(self, row: Job) -> Outcome:
         """What a row that is not ours says: its result, its typed error, or nothing yet."""

@@ -42,6 +42,8 @@ Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 SecondsOrNone = Annotated[float, Meta(ge=0, le=31_536_000)]
 PerMinute = Annotated[float, Meta(gt=0, le=1_000_000_000_000)]
 Count = Annotated[int, Meta(ge=1, le=2_000_000_000)]
+# Less than a day would race with what is still being submitted, told or counted.
+Days = Annotated[float, Meta(ge=1, le=36_500)]
 Text = Annotated[str, Meta(min_length=1)]
 Url = Annotated[str, Meta(min_length=1, description="a URL", extra={"secret": True})]
 Function = Annotated[
@@ -237,7 +239,8 @@ class Cache(_Section, frozen=True):
     max_temperature: Annotated[float, Meta(ge=0, le=2)] = 0.3
     """Only answers at or below this temperature are kept, and shared between jobs in flight."""
     ttl_s: Count = 3600
-    """Seconds an answer is kept. Results in the database answer the same question for ever."""
+    """Seconds an answer is kept. Results in the database answer the same question for as long as
+    they are kept."""
 
 
 class Retry(_Section, frozen=True):
@@ -357,6 +360,32 @@ class Results(_Section, frozen=True):
     """
 
 
+class Retention(_Section, frozen=True):
+    """How long what has ended is kept, in days, at least one. Workers remove the rest, a little at a time;
+    `llmtasks maintenance` does it at once, and with `--dry-run` says what it would remove. What is not given
+    is kept for ever.
+    """
+
+    jobs_days: Days | None = None
+    """Days after its end that a job is kept, with its result, its calls and what they cost: sums over the
+    past shrink by it. A batch (or Celery group) goes as a whole, when all of its jobs have ended so long ago;
+    its id is unknown then. What the sink was not given yet stays. A question that is asked again after that
+    is paid again, and a job id may be used again.
+    """
+    answers_days: Days = 7.0
+    """Days that the single answers of models are kept of jobs that have ended. They serve only to go on with
+    a job that was interrupted; results, tokens and costs stay.
+    """
+    texts_days: Days | None = None
+    """Days that a text is kept after its document got another one, or was removed. A job keeps the text it
+    was submitted with until it has completed: one that failed or was cancelled may be retried.
+    """
+    documents_days: Days | None = None
+    """Days that a document is kept after it was added or last changed, and longer while a job about it has
+    not completed. Needs `texts_days`, by which its text then goes.
+    """
+
+
 class Prompts(_Section, frozen=True):
     """Wordings of your own."""
 
@@ -391,6 +420,7 @@ class Settings(_Section, frozen=True):
     flower: Flower = Flower()
     documents: Documents = Documents()
     results: Results = Results()
+    retention: Retention = Retention()
     prompts: Prompts = Prompts()
     log: Log = Log()
 
@@ -826,6 +856,13 @@ def _check(settings: Settings, found: Origin) -> None:
             "is required when flower.host is not loopback; set LLMTASKS_FLOWER__PASSWORD, or"
             " flower.host to 127.0.0.1",
             "flower.host",
+        )
+    keep = settings.retention
+    if keep.documents_days is not None and keep.texts_days is None:
+        raise found.error(
+            "retention.texts_days",
+            "is required with retention.documents_days: the texts of documents go by it",
+            "retention.documents_days",
         )
 
 

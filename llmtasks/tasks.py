@@ -22,6 +22,7 @@ from llmtasks import submission
 from llmtasks.celery_app import (
     DIRECT_PRIORITY,
     FED_PRIORITY,
+    SENT_AT,
     TASK_NAME,
     BrokerAway,
     app,
@@ -54,8 +55,12 @@ class Handler(Protocol):
         *,
         waiting: Callable[[str, float], None],
         progress: Callable[[str], None],
+        sent_at: float | None,
     ) -> Outcome:
-        """Run it; `waiting` and `progress` tell whoever watches the task."""
+        """Run it; `waiting` and `progress` tell whoever watches the task.
+
+        `sent_at` is when its row rang, in seconds since the epoch; None where no row may be.
+        """
 
 
 _handler: Handler | None = None
@@ -111,6 +116,7 @@ class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
         settings = current()
         if settings.delivery.record:
             jobs.insert(database(), [job], sent=True)
+            options["headers"] = {**(options.get("headers") or {}), SENT_AT: time.time()}
         else:
             jobs.check(job)
         options["priority"] = DIRECT_PRIORITY if job.direct else FED_PRIORITY
@@ -176,7 +182,7 @@ def process_document(
         self.send_event("task-progress", result=text)
 
     try:
-        outcome = _handler(job, waiting=waiting, progress=progress)
+        outcome = _handler(job, waiting=waiting, progress=progress, sent_at=request.get(SENT_AT))
     except StoreUnavailable as away:
         raise Reject(str(away), requeue=True) from None
     match outcome:

@@ -1,11 +1,14 @@
-"""Celery's consumer, made to survive two ways of losing its broker."""
+"""Celery's consumer, made to survive two ways of losing its broker, and to let queues rest."""
 
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
+from celery import bootsteps
 from celery.worker import consumer
+from kombu.transport.virtual import base as transport
 
 from llmtasks import logs
 
@@ -19,7 +22,47 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
     messages back through what was collected, and fails with an AttributeError that ends the worker. A job
     that ends after that does the same when it acknowledges its message. Those messages are no loss: of an
     ended job they come again and find its row done, of another its row is sent again.
+
+    A queue that rests is cancelled as Flower would do it, so that Flower shows it and a new connection keeps
+    to it (Celery makes its consumers of `consume_from`). The one message that a pending BRPOP still brings
+    is given back by kombu, to the end of its line.
     """
+
+    #: Queues that are not to be consumed now, and those that were given up for it.
+    _unwanted: frozenset[str] = frozenset()
+    _resting: frozenset[str] = frozenset()
+
+    def rest(self, queues: frozenset[str]) -> None:
+        """Consume none of these now, and the others again. Any thread may say so.
+
+        To be said again and again: what a lost connection made of the last time is put right.
+        """
+        self._unwanted = queues
+        consumed = self.app.amqp.queues.consume_from
+        if self._resting - queues or any(queue in consumed for queue in queues):
+            self.call_soon(self._rest_and_resume)
+
+    def _rest_and_resume(self) -> None:
+        """In the consumer's own loop: its channel is nobody else's."""
+        if self.blueprint.state != bootsteps.RUN or self.task_consumer is None:
+            return  # it is stopping
+        unwanted = self._unwanted
+        for queue in self._resting - unwanted:
+            self.add_task_queue(queue)
+        for queue in unwanted:
+            if queue in self.app.amqp.queues.consume_from:
+                super().cancel_task_queue(queue)
+                self._resting |= {queue}
+
+    def add_task_queue(self, queue: str, *args: Any, **options: Any) -> None:
+        """As Celery's. From now on the queue is consumed, also when the broker goes away meanwhile."""
+        self._resting -= {queue}
+        super().add_task_queue(queue, *args, **options)
+
+    def cancel_task_queue(self, queue: str) -> None:
+        """As Celery's: an operator's word, which the end of a rest does not undo."""
+        self._resting -= {queue}
+        super().cancel_task_queue(queue)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Let go of the connection; `start` then connects anew."""
@@ -34,10 +77,18 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
         return super().call_soon_ack(functools.partial(_if_connected, p), *args, **kwargs)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """That the last message of a queue which rests was put back is none."""
+    return record.msg != transport.W_NO_CONSUMERS
+
+
+transport.logger.addFilter(_is_news)
+
+
 def _if_connected(settle: Any, *args: Any, **kwargs: Any) -> Any:
     """`settle` is a message's own method, `ack_log_error` or `reject_log_error`."""
-    transport = settle.__self__.channel.connection
-    if transport is None or transport.client is None:
+    connection = settle.__self__.channel.connection
+    if connection is None or connection.client is None:
         logs.info(_log, "message-left", why="its connection is gone")
         return None
     return settle(*args, **kwargs)

@@ -21,7 +21,7 @@ from llmtasks.celery_app import app
 from llmtasks.errors import ConfigurationError, LLMTasksError
 from llmtasks.executor import Executor, Watch
 from llmtasks.gateway import Gateway
-from llmtasks.jobs import NewJob, Outcome
+from llmtasks.jobs import NewJob, Outcome, Parked
 from llmtasks.local import EmbeddedServer
 from llmtasks.loop import LoopThread
 from llmtasks.retry import describe
@@ -29,7 +29,9 @@ from llmtasks.settings import Settings, current
 from llmtasks.store import jobs
 from llmtasks.store import workers as leases
 from llmtasks.store.process import database
+from workers.consumption import Consumption
 from workers.deliveries import Deliveries
+from workers.housekeeping import Housekeeping
 from workers.maintenance import Maintenance
 
 _log = logs.get("worker")
@@ -53,6 +55,7 @@ class Runtime:
         self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()  # reentrant, unlike an Event
         self._closed = threading.Event()
         self._hurried = False
+        self._consumption: Consumption | None = None
         self._drained_at: float | None = None
 
     def start(self) -> None:
@@ -78,7 +81,7 @@ class Runtime:
         closing.callback(loop.stop)
         fleet, gateway = loop.run(self._connect(ready.keys))
         closing.callback(lambda: loop.run(_close(fleet, gateway), timeout=5.0))
-        self._loop, self._gateway = loop, gateway
+        self._loop, self._fleet, self._gateway = loop, fleet, gateway
         self.executor = Executor(
             db=db,
             gateway=gateway,
@@ -104,18 +107,19 @@ class Runtime:
             settings=settings,
             worker_id=self.worker_id,
             register=lambda: self._register(url),
-            task_types=[
-                name for name in task_types.names() if task_types.queue(name) in self._queues
-            ],
+            task_types=self._task_types,
             deliveries=deliveries,
         )
         self.maintenance.start()
         closing.callback(self.maintenance.stop)
+        housekeeping = Housekeeping(db, settings.retention)
+        housekeeping.start()
+        closing.callback(housekeeping.stop)
         if deliveries is not None:
             deliveries.start()
             closing.callback(lambda: deliveries.stop(self._drain_left()))
         threading.Thread(target=self._drain_when_wanted, name="llmtasks-drain", daemon=True).start()
-        tasks.bind(_handler(self.executor))
+        tasks.bind(_handler(self.executor, self._parked))
         logs.info(
             _log,
             "worker-started",
@@ -137,6 +141,26 @@ class Runtime:
         )
         return fleet, gateway
 
+    @property
+    def _task_types(self) -> list[str]:
+        """Those that this worker serves."""
+        return [name for name in task_types.names() if task_types.queue(name) in self._queues]
+
+    def consume(self, rest: Callable[[frozenset[str]], None]) -> None:
+        """From now on say which queues are to `rest`."""
+        self._consumption = Consumption(
+            fleet=self._fleet,
+            loop=self._loop,
+            settings=self.settings,
+            task_types=self._task_types,
+            rest=rest,
+        )
+        self._consumption.start()
+
+    def _parked(self) -> None:
+        if self._consumption is not None:
+            self._consumption.look_soon()
+
     def drain(self) -> None:
         """Begin to stop: waiting jobs go back now, calls in flight have `drain_s` to end.
 
@@ -156,6 +180,8 @@ class Runtime:
         self._drained_at = time.monotonic() + self.settings.worker.drain_s
         logs.info(_log, "worker-draining", worker=self.worker_id, calls=self.executor.asking)
         self.maintenance.stop_feeding()
+        if self._consumption is not None:
+            self._consumption.stop()
         self._loop.submit(_call(self._gateway.stop))
         while not self._hurried and time.monotonic() < self._drained_at:
             if self._closed.wait(_HURRY_LOOK_S):
@@ -177,6 +203,8 @@ class Runtime:
         """Stop everything, in the reverse order. The slots have ended before."""
         self._closed.set()
         self._wanted.put(None)
+        if self._consumption is not None:
+            self._consumption.stop(timeout=GIVE_UP_S)
         self._closing.close()
         logs.info(_log, "worker-stopped", worker=self.worker_id)
 
@@ -222,9 +250,10 @@ def connect() -> None:
         runtime.start()
         holder["runtime"] = runtime
 
-    def ready(**_: Any) -> None:
+    def ready(sender: Any = None, **_: Any) -> None:
         if "runtime" in holder:
             _hurry_on_quit(holder["runtime"])
+            holder["runtime"].consume(sender.rest)
             logs.info(_log, "worker-ready", worker=holder["runtime"].worker_id)
 
     def stopped(**_: Any) -> None:
@@ -310,16 +339,21 @@ def _require_threads(worker: Any) -> None:
         )
 
 
-def _handler(executor: Executor) -> tasks.Handler:
-    """The executor in the form of the Celery task's seam."""
+def _handler(executor: Executor, parked: Callable[[], None]) -> tasks.Handler:
+    """The executor in the form of the Celery task's seam; `parked` is told of each job that was."""
 
     def handle(
         job: NewJob,
         *,
         waiting: Callable[[str, float], None],
         progress: Callable[[str], None],
+        sent_at: float | None,
     ) -> Outcome:
-        return executor.run(job, Watch(waiting=waiting, progress=progress))
+        watch = Watch(waiting=waiting, progress=progress)
+        outcome = executor.run(job, watch, sent_at=sent_at)
+        if isinstance(outcome, Parked):
+            parked()
+        return outcome
 
     return handle
 

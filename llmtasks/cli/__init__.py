@@ -40,6 +40,11 @@ VERBS: Mapping[str, tuple[str, str, str]] = {
     "up": ("llmtasks.cli.up", "up", "Run it all on this machine."),
     "worker": ("llmtasks.cli.worker", "worker", "Run a worker in the foreground."),
     "migrate": ("llmtasks.cli.migrate", "migrate", "Bring the database to this version's schema."),
+    "maintenance": (
+        "llmtasks.cli.maintenance",
+        "maintenance",
+        "Remove what is older than it is kept.",
+    ),
     "simulator": (
         "llmtasks.simulator.command",
         "simulator",

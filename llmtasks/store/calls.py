@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy import Select
 
 from llmtasks.jobs import ENDED
 from llmtasks.messages import Usage
@@ -13,6 +14,7 @@ from llmtasks.store import dialect
 from llmtasks.store.engine import Database, epoch
 from llmtasks.store.jobs import ClaimedJob
 from llmtasks.store.names import MAX_NAME, clean
+from llmtasks.store.paging import pages
 from llmtasks.store.spending import Spent, spent_by
 from llmtasks.store.tables import in_state, jobs, provider_calls
 
@@ -20,7 +22,7 @@ from llmtasks.store.tables import in_state, jobs, provider_calls
 OK = "ok"
 _MINUTE_S = 60.0
 #: Rows changed at once by housekeeping.
-CHUNK = 1_000
+CHUNK = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,33 +168,33 @@ def recent(db: Database, back_s: float, limit: int) -> Recent:
     )
 
 
-def forget_answers(db: Database, older_than_s: float) -> int:
-    """Drop answers of ended jobs older than so many seconds; how many. The numbers stay."""
-    ended = sa.exists().where(jobs.c.job_id == provider_calls.c.job_id, in_state(*sorted(ENDED)))
-    old = (
-        sa.select(provider_calls.c.call_id)
-        .where(
-            provider_calls.c.answer.is_not(None),
-            provider_calls.c.created_at < epoch() - older_than_s,
-            ended,
-        )
-        .order_by(provider_calls.c.created_at)
-        .limit(CHUNK)
-        .with_for_update(skip_locked=True)
-        .cte("old")
-    )
-    forgotten = 0
-    while True:
+#: Nobody resumes with the answers of an ended job.
+_ENDED = sa.exists().where(jobs.c.job_id == provider_calls.c.job_id, in_state(*sorted(ENDED)))
+
+
+def forgettable(older_than_s: float) -> Select[tuple[float, str]]:
+    """The calls of ended jobs whose answers are older than so many seconds."""
+    return _answered(older_than_s).where(_ENDED)
+
+
+def forget_answers(db: Database, older_than_s: float) -> Iterator[int]:
+    """Drop the answers of `forgettable` calls; how many, per transaction. Their numbers stay."""
+    order = (provider_calls.c.created_at, provider_calls.c.call_id)
+    for page in pages(db, _answered(older_than_s), order, CHUNK):
         with db.write() as connection:
-            rows = connection.execute(
+            forgotten = connection.execute(
                 sa.update(provider_calls)
-                .where(provider_calls.c.call_id.in_(sa.select(old.c.call_id)))
+                .where(provider_calls.c.call_id.in_([call_id for _, call_id in page]), _ENDED)
                 .values(answer=sa.null())
                 .returning(provider_calls.c.call_id)
             ).all()
-        forgotten += len(rows)
-        if len(rows) < CHUNK:
-            return forgotten
+        yield len(forgotten)
+
+
+def _answered(older_than_s: float) -> Select[tuple[float, str]]:
+    return sa.select(provider_calls.c.created_at, provider_calls.c.call_id).where(
+        provider_calls.c.answer.is_not(None), provider_calls.c.created_at < epoch() - older_than_s
+    )
 
 
 def _row(call: NewCall) -> dict[str, object]:

@@ -175,7 +175,7 @@ def _add(connection: Connection, chunk: Sequence[NewDocument]) -> list[Status]:
     now = connection.execute(sa.select(epoch())).scalar_one()
     texts = {(d.tenant, d.content_hash): d.text for d in chunk}
     connection.execute(
-        dialect.insert(connection, contents).on_conflict_do_nothing(),
+        _taken_up(connection),
         [
             {"tenant": tenant, "content_hash": digest, "text": text, "size": len(text.encode())}
             for (tenant, digest), text in sorted(texts.items())
@@ -229,7 +229,30 @@ def _update(
         )
         if moved.rowcount:
             updated.add((d.tenant, d.document_id))
+    mark_replaced(connection, [(key[0], stored[key]) for key in updated if key in stored])
     return updated
+
+
+def mark_replaced(connection: Connection, texts: Iterable[tuple[str, str]]) -> None:
+    """Say of texts, by tenant and hash, that a document has given them up.
+
+    Others may still have them: whoever removes what was replaced asks that. A text that somebody holds is
+    about to be used, or marked.
+    """
+    for tenant, content_hash in sorted(set(texts)):
+        row = sa.and_(contents.c.tenant == tenant, contents.c.content_hash == content_hash)
+        free = sa.select(contents.c.content_hash).where(row).with_for_update(skip_locked=True)
+        if connection.execute(free).first() is not None:
+            connection.execute(sa.update(contents).where(row).values(replaced_at=epoch()))
+
+
+def _taken_up(connection: Connection) -> dialect.Insert:
+    """Store a text. One that is there is held until the end, so that nobody removes it meanwhile."""
+    return dialect.insert(connection, contents).on_conflict_do_update(
+        index_elements=[contents.c.tenant, contents.c.content_hash],
+        set_={"replaced_at": None},
+        where=contents.c.replaced_at.is_not(None),
+    )
 
 
 def _status(

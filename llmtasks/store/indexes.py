@@ -6,16 +6,20 @@ command takes to start.
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ColumnElement, Index
+from sqlalchemy import Column, ColumnElement, Index, and_
 
 from llmtasks.store.tables import (
     FEEDABLE,
     FINISHED,
+    PINNING,
     RUNNING,
     SENT,
     TIMED,
     UNTOLD,
     WAITING,
+    batches,
+    contents,
+    documents,
     jobs,
     outbox,
     provider_calls,
@@ -76,3 +80,27 @@ _index(
 )
 _index("ix_calls_kept", _c.created_at, where=_c.answer.is_not(None))
 _index("ix_outbox_due", outbox.c.due_at)
+
+# For what is removed by its age.
+_index("ix_batches_created", batches.c.created_at, batches.c.batch_id)
+_index(
+    "ix_jobs_single_ended",
+    _j.finished_at,
+    _j.seq,
+    where=and_(_j.batch_id.is_(None), _j.finished_at.is_not(None)),
+)
+_index("ix_jobs_pinning", _j.tenant, _j.document_hash, where=PINNING)
+_index("ix_documents_content", documents.c.tenant, documents.c.content_hash)
+_index(
+    "ix_documents_updated",
+    documents.c.updated_at,
+    documents.c.tenant,
+    documents.c.document_id,
+)
+_index(
+    "ix_contents_replaced",
+    contents.c.replaced_at,
+    contents.c.tenant,
+    contents.c.content_hash,
+    where=contents.c.replaced_at.is_not(None),
+)

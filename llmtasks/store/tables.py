@@ -65,6 +65,7 @@ contents = Table(
     Column("content_hash", String(MAX_HASH), nullable=False),
     Column("text", Text, nullable=False),
     Column("size", BigInteger, nullable=False),  # bytes of UTF-8
+    Column("replaced_at", Double),  # NULL: its documents still have it, as far as is known
     PrimaryKeyConstraint("tenant", "content_hash"),
 )
 
@@ -184,6 +185,24 @@ queues = Table(
     PrimaryKeyConstraint("task_type"),
 )
 
+#: Batches that are gone for everybody, and whose jobs are still being removed.
+removals = Table(
+    "removals",
+    metadata,
+    Column("batch_id", String(MAX_ID), nullable=False),
+    Column("started_at", Double, nullable=False),
+    PrimaryKeyConstraint("batch_id"),
+)
+
+#: When somebody last took it on to do what one worker does for all.
+turns = Table(
+    "turns",
+    metadata,
+    Column("name", String(MAX_NAME), nullable=False),
+    Column("taken_at", Double, nullable=False),
+    PrimaryKeyConstraint("name"),
+)
+
 #: Ended jobs that are still to be delivered to the user's sink.
 outbox = Table(
     "outbox",
@@ -216,6 +235,8 @@ UNCLAIMED = in_state(JobState.QUEUED, JobState.WAITING)
 #: Ready to be handed to the broker.
 FEEDABLE = and_(QUEUED, jobs.c.sent_at.is_(None))
 ENDED = in_state(JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+#: It needs its text, now or when it is retried.
+PINNING = jobs.c.state != literal_column(f"'{JobState.COMPLETED.value}'", String)
 #: Ended without a message under way: if it is direct, its caller may wait in `.get()` to be told.
 UNTOLD = and_(ENDED, jobs.c.sent_at.is_(None))
 #: Not ended, and with a time to end by.

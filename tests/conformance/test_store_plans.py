@@ -9,7 +9,17 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from support.rows import new_job, register
 
-from llmtasks.store import batches, calls, deadlines, feed, jobs, outbox, results, workers
+from llmtasks.store import (
+    batches,
+    calls,
+    deadlines,
+    feed,
+    jobs,
+    outbox,
+    results,
+    retention,
+    workers,
+)
 from llmtasks.store.engine import Database
 from llmtasks.store.feed import Lane
 
@@ -30,8 +40,18 @@ INSERT INTO provider_calls (call_id, job_id, fence, provider, model, latency_s, 
         created_at)
     SELECT job_id, job_id, 1, 'p', 'm', 1.0, 'ok', '1', created_at FROM jobs;
 INSERT INTO outbox (job_id, due_at, tries)
-    SELECT job_id, created_at - 10000 + seq, 0 FROM jobs WHERE state = 'completed'
+    SELECT job_id, created_at - 10000 + seq, 0 FROM jobs WHERE state = 'completed';
+UPDATE jobs SET batch_id = NULL WHERE seq % 11 = 1;
+UPDATE jobs SET finished_at = created_at - 10000 WHERE batch_id IS NULL AND state = 'completed'
+    AND seq % 100 < 2;
+UPDATE provider_calls SET created_at = 1.0 WHERE call_id LIKE 'job-%-99';
+INSERT INTO contents (tenant, content_hash, text, size, replaced_at)
+    SELECT 'tenant-1', 'hash-' || seq, 'words', 5, CASE WHEN seq % 500 = 0 THEN 1.0 END FROM jobs;
+INSERT INTO documents (tenant, document_id, content_hash, created_at, updated_at)
+    SELECT 'tenant-1', 'doc-' || seq, 'hash-' || seq, created_at,
+        CASE WHEN seq % 500 = 1 THEN 1.0 ELSE created_at END FROM jobs WHERE seq % 3 > 0
 """
+HOUR_S = 3_600.0
 LANE = Lane(priority=0, tenant="tenant-3", oldest_at=0.0)
 
 #: What the workers and their users ask, and the index each has to use.
@@ -65,6 +85,13 @@ QUESTIONS = {
     "deliveries": (lambda db: outbox.claim(db, "worker", 5, 30.0), "ix_outbox_due"),
     "cancelled": (lambda db: jobs.running_cancelled(db, "worker"), "ix_jobs_ended"),
     "cancel": (lambda db: jobs.cancel(db, "batch-3"), "ix_jobs_batch"),
+    "old jobs": (lambda db: next(retention.remove_jobs(db, HOUR_S)), "ix_jobs_single_ended"),
+    "old documents": (
+        lambda db: next(retention.remove_documents(db, HOUR_S)),
+        "ix_documents_updated",
+    ),
+    "replaced texts": (lambda db: next(retention.remove_texts(db, HOUR_S)), "ix_contents_replaced"),
+    "old answers": (lambda db: list(calls.forget_answers(db, HOUR_S)), "ix_calls_kept"),
 }
 
 
@@ -137,9 +164,13 @@ def test_it_uses_its_index_and_never_reads_all_jobs(many, name, monkeypatch):
     if many.is_sqlite:
         # A unique constraint's index has a number instead of a name.
         index = {"job_id": "job_id=?"}.get(index, index)
-        assert not re.search(r"SCAN (jobs|results|provider_calls|outbox)\b(?! USING)", text), text
+        assert not re.search(
+            r"SCAN (jobs|results|provider_calls|outbox|documents|contents)\b(?! USING)", text
+        ), text
     else:
-        assert not re.search(r"Seq Scan on (jobs|results|provider_calls|outbox)", text), text
+        assert not re.search(
+            r"Seq Scan on (jobs|results|provider_calls|outbox|documents|contents)", text
+        ), text
     assert index in text, text
 
 

@@ -1,11 +1,15 @@
-"""A worker outlives its broker, also where closing the lost connection fails."""
+"""A worker outlives its broker, also where closing the lost connection fails, and its queues can rest."""
 
 from __future__ import annotations
 
 import logging
+import types
+import uuid
+from collections import deque
 
 import pytest
-from kombu import Connection
+from celery import Celery, bootsteps
+from kombu import Connection, Queue
 
 from workers.consumer import Consumer
 
@@ -56,3 +60,91 @@ def test_a_message_of_a_living_connection_is_acknowledged(valkey):
         )
         assert message.acknowledged
         queue.close()
+
+
+@pytest.fixture
+def resting(valkey):
+    """A consumer of two queues without a hub: what it has to do soon, `perform_pending_operations` does."""
+    names = [f"{kind}-{uuid.uuid4().hex}" for kind in ("busy", "quiet")]
+    consumer = Consumer.__new__(Consumer)
+    consumer.app = Celery("resting", broker=valkey.url, set_as_current=False)
+    consumer.app.conf.task_queues = [Queue(name) for name in names]
+    consumer.hub, consumer._pending_operations = None, deque()
+    consumer.blueprint = types.SimpleNamespace(state=bootsteps.RUN)
+    with Connection(valkey.url) as connection:
+        connect(consumer, connection)
+        yield consumer, *names, connection
+
+
+def connect(consumer, connection):
+    """As Celery's bootstep does, the first time and after a loss."""
+    consumer.task_consumer = consumer.app.amqp.TaskConsumer(connection.channel())
+    consumer.task_consumer.on_message = lambda message: message.ack()
+    consumer.task_consumer.consume()
+
+
+def consumed(consumer):
+    return {queue.name for queue in consumer.task_consumer.queues}
+
+
+def rest(consumer, *queues):
+    consumer.rest(frozenset(queues))
+    consumer.perform_pending_operations()
+
+
+def test_a_queue_that_rests_is_not_consumed_until_it_may(resting):
+    consumer, busy, quiet, _ = resting
+    rest(consumer, busy)
+    assert consumed(consumer) == {quiet}
+    assert not consumer.task_consumer.consuming_from(busy)
+    rest(consumer)
+    assert consumed(consumer) == {busy, quiet}
+    assert consumer.task_consumer.consuming_from(busy)
+
+
+def test_nothing_is_done_where_nothing_changes(resting):
+    consumer, busy, _, _ = resting
+    rest(consumer, busy)
+    consumer.rest(frozenset({busy}))
+    consumer.rest(frozenset({busy, "of nobody"}))
+    assert not consumer._pending_operations
+
+
+def test_a_rest_survives_a_new_connection_and_ends_on_it(resting):
+    consumer, busy, quiet, connection = resting
+    rest(consumer, busy, quiet)
+    connect(consumer, connection)
+    assert consumed(consumer) == set()
+    rest(consumer, busy)
+    assert consumed(consumer) == {quiet}
+
+
+def test_a_message_that_arrives_while_its_queue_is_given_up_is_not_lost(resting, caplog):
+    consumer, busy, _, connection = resting
+    producer = connection.Producer()
+    for body in ("first", "second"):
+        producer.publish(body, routing_key=busy)
+    channel = consumer.task_consumer.channel
+    channel.connection.cycle.on_poll_start()  # asks the broker for the next message
+    rest(consumer, busy)
+    connection.drain_events(timeout=5)
+    assert channel._size(busy) == 2
+    assert channel.client.hlen("unacked") == 0
+    assert {channel.basic_get(busy).payload for _ in range(2)} == {"first", "second"}
+    assert not caplog.records
+
+
+def test_what_an_operator_says_meanwhile_holds_after_the_rest(resting):
+    consumer, busy, quiet, _ = resting
+    rest(consumer, busy, quiet)
+    consumer.cancel_task_queue(busy)
+    rest(consumer)
+    assert consumed(consumer) == {quiet}
+
+
+def test_a_worker_that_stops_takes_nothing_up_again(resting):
+    consumer, busy, quiet, _ = resting
+    rest(consumer, busy)
+    consumer.blueprint.state = bootsteps.CLOSE
+    rest(consumer)
+    assert consumed(consumer) == {quiet}
