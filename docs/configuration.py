@@ -110,7 +110,7 @@ providers = ["openai", "anthropic"]
 concurrency = 64
 
 [metrics]
-host = "0.0.0.0"
+host = "0.0.0.0"                                   # LLMTASKS_METRICS__PASSWORD is set
 
 [flower]
 host = "0.0.0.0"                                   # LLMTASKS_FLOWER__PASSWORD is set

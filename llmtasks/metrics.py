@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
+import hmac
+import socket
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 #: Seconds. Models answer between a tenth of a second (a short self-hosted answer) and minutes.
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
@@ -87,11 +99,25 @@ def show_admission(state: str) -> None:
             gauge.clear()
 
 
-class Exporter:
-    """A running metrics endpoint."""
+#: Answers to anybody that the endpoint is there, and nothing else; Flower's has the same name.
+HEALTH_PATH: Final = "/healthcheck"
 
-    def __init__(self, host: str, port: int) -> None:
-        self._server, self._thread = start_http_server(port, addr=host, registry=REGISTRY)
+
+class Exporter:
+    """A running metrics endpoint. `login` is what has to be known to read it: a user and a password."""
+
+    def __init__(self, host: str, port: int, login: tuple[str, str] | None = None) -> None:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+
+        class Server(ThreadingWSGIServer):
+            address_family = family
+
+        app = _healthy(_guarded(make_wsgi_app(REGISTRY), login))
+        self._server = make_server(str(address[0]), port, app, Server, handler_class=_Silent)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="llmtasks-metrics", daemon=True
+        )
+        self._thread.start()
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_port}/metrics"
 
@@ -102,8 +128,49 @@ class Exporter:
         self._thread.join(timeout=2.0)
 
 
-def serve(host: str, port: int) -> Exporter:
-    """Serve this process' metrics on the first free port from `port` (0: any).
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base's name
+        """Log nothing."""
+
+
+def _healthy(app: WSGIApplication) -> WSGIApplication:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != HEALTH_PATH:
+            return app(environ, start_response)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"OK"]
+
+    return answer
+
+
+def _guarded(app: WSGIApplication, login: tuple[str, str] | None) -> WSGIApplication:
+    """Basic auth before the app, where there is a login."""
+    if login is None:
+        return app
+    wanted = ":".join(login).encode()
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if hmac.compare_digest(_credentials(environ.get("HTTP_AUTHORIZATION", "")), wanted):
+            return app(environ, start_response)
+        start_response("401 Unauthorized", [("WWW-Authenticate", 'Basic realm="metrics"')])
+        return [b""]
+
+    return answer
+
+
+def _credentials(header: str) -> bytes:
+    """`user:password` of an Authorization header; nothing where it holds none."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(value.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def serve(host: str, port: int, login: tuple[str, str] | None = None) -> Exporter:
+    """Serve this process' metrics on the first free port from `port` (0: any), to whoever knows the login.
 
     Each worker process of a host gets an endpoint of its own: counters of two processes behind one
     port would jump back and forth.
@@ -114,7 +181,7 @@ def serve(host: str, port: int) -> Exporter:
     last: OSError | None = None
     for candidate in range(port, port + PORTS) if port else (0,):
         try:
-            return Exporter(host, candidate)
+            return Exporter(host, candidate, login)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

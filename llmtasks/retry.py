@@ -1,8 +1,9 @@
 """What to do after a failure. Pure: (error, attempt) -> Retry | Postpone | Fail. Nobody else decides.
 
 The shape is openai-python's `_should_retry` (the server's word first) with two changes: a rate limit is
-no failure and spends no attempt, and the wait is bounded by full jitter ("Exponential Backoff And
+no failure and spends no attempt, and the wait is bounded by equal jitter ("Exponential Backoff And
 Jitter", AWS Architecture Blog, 2015) instead of a fixed ladder, so that a fleet does not come back as one.
+(Not by full jitter: five attempts could then be spent within a second or two, on one blip of the provider.)
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ def rate_limit_delay(error: RateLimitError, policy: Policy) -> float:
 
 
 def backoff(attempt: int, policy: Policy, jitter: float) -> float:
-    """Full jitter under a doubling ceiling, never above `max_s`; a tenth of it at the least."""
+    """Equal jitter under a doubling ceiling: waits grow until `max_s`, which none is above."""
     ceiling = min(policy.max_s, policy.base_s * 2.0 ** min(attempt - 1, 30))
-    return ceiling * max(0.1, jitter)
+    return ceiling * (0.5 + jitter / 2)
 
 
 def describe(error: BaseException) -> str:

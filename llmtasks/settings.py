@@ -318,9 +318,15 @@ class Metrics(_Section, frozen=True):
     enabled: bool = True
     """Whether metrics are served."""
     host: Text = "127.0.0.1"
-    """The address to listen on. `0.0.0.0` in a container, so that Prometheus can reach it."""
+    """The address to listen on. Other than loopback, as `0.0.0.0` in a container, it needs a password."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 9464
     """The first process of a machine takes this port, the next ones the ports after it. 0: any free one."""
+    user: User = "llmtasks"
+    """The user's name, where there is a password."""
+    password: Password | None = None
+    """Whoever scrapes has to know it (basic auth). Better given as `LLMTASKS_METRICS__PASSWORD` than in the
+    file.
+    """
 
 
 class Flower(_Section, frozen=True):
@@ -835,7 +841,8 @@ def _refuse(data: Mapping[str, Any], found: Origin) -> NoReturn:
     raise found.error(key, says)
 
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+#: Addresses at which only this machine is listened to.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _check(settings: Settings, found: Origin) -> None:
@@ -850,12 +857,19 @@ def _check(settings: Settings, found: Origin) -> None:
     _check_servers(settings, found)
     if settings.retry.base_s > settings.retry.max_s:
         raise found.error("retry.base_s", "must not be greater than retry.max_s", "retry.max_s")
-    if settings.flower.host not in _LOOPBACK and not settings.flower.password:
+    _check_watched("flower", settings.flower, found)
+    if settings.metrics.enabled:
+        _check_watched("metrics", settings.metrics, found)
+
+
+def _check_watched(name: str, section: Flower | Metrics, found: Origin) -> None:
+    """What listens beyond this machine asks for a password."""
+    if section.host not in LOOPBACK and not section.password:
         raise found.error(
-            "flower.password",
-            "is required when flower.host is not loopback; set LLMTASKS_FLOWER__PASSWORD, or"
-            " flower.host to 127.0.0.1",
-            "flower.host",
+            f"{name}.password",
+            f"is required when {name}.host is not loopback; set LLMTASKS_{name.upper()}__PASSWORD, or"
+            f" {name}.host to 127.0.0.1",
+            f"{name}.host",
         )
     keep = settings.retention
     if keep.documents_days is not None and keep.texts_days is None:

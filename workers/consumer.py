@@ -1,9 +1,10 @@
-"""Celery's consumer, made to survive two ways of losing its broker, and to let queues rest."""
+"""Celery's consumer, made to survive the loss of its broker and whatever a message says; its queues may rest."""
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
@@ -16,7 +17,8 @@ _log = logs.get("worker")
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no types
-    """Reconnects although the lost connection can neither be closed nor acknowledged to.
+    """Reconnects although the lost connection can neither be closed nor acknowledged to, and refuses messages
+    that Celery cannot read.
 
     Celery 5.7 first collects a lost connection and then closes it; kombu 5.7 then hands unacknowledged
     messages back through what was collected, and fails with an AttributeError that ends the worker. A job
@@ -71,6 +73,24 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
         except AttributeError as error:
             logs.warning(_log, "broker-lost", at=logs.place(error))
             self.connection = None
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        """What is done with a message. One that is malformed in a way that Celery 5.7 does not expect (a body
+        that is no list, no id, a broken time limit) would end the worker, and the next one after it.
+        """
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def handle_or_refuse(message: Any) -> Any:
+            try:
+                return handle(message)
+            except self.connection_errors:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever reading it raises
+                logs.warning(_log, "message-refused", at=logs.place(error))
+                message.reject_log_error(_log, self.connection_errors)
+            return None
+
+        return handle_or_refuse
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge or reject in the consumer's loop, if the message's connection is still there."""

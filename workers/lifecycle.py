@@ -212,8 +212,9 @@ class Runtime:
         configured = self.settings.metrics
         if not configured.enabled:
             return None
+        login = (configured.user, configured.password) if configured.password else None
         try:
-            exporter = metrics.serve(configured.host, configured.port)
+            exporter = metrics.serve(configured.host, configured.port, login)
         except OSError as error:
             raise ConfigurationError(
                 f"metrics.port: no endpoint on {configured.host}:{configured.port}: {error.strerror}"

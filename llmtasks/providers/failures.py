@@ -310,8 +310,14 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,80}", re.ASCII)
 
 def request_id(headers: Mapping[str, str], origin: Origin) -> str | None:
     """The provider's name for the call, which its support will ask for."""
-    value = headers.get("x-request-id") or headers.get("request-id") or ""
-    return value if _REQUEST_ID.fullmatch(value) and not _tells(value, origin) else None
+    return call_id(headers.get("x-request-id") or headers.get("request-id"), origin)
+
+
+def call_id(value: str | None, origin: Origin) -> str | None:
+    """A name that a provider gives to a call, if it can be one: a word, and not the key."""
+    if value is not None and _REQUEST_ID.fullmatch(value) and not _tells(value, origin):
+        return value
+    return None
 
 
 def _safe(value: object, origin: Origin) -> str | None:

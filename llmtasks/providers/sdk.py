@@ -24,6 +24,7 @@ from llmtasks.messages import Completion, FinishReason, Request, Usage
 from llmtasks.providers.failures import (
     Origin,
     UnreadableAnswerError,
+    call_id,
     request_id,
     translate,
 )
@@ -102,7 +103,8 @@ class SDKProvider(ABC):
                 model=self.model,
                 usage=answer.usage,
                 latency_s=time.monotonic() - started,
-                request_id=request_id(response.headers, self._origin) or answer.id,
+                request_id=request_id(response.headers, self._origin)
+                or call_id(answer.id, self._origin),
                 limits=stated_limits(response.headers),
             )
         # Not in the handler: the SDK's error quotes the response, which may quote the document, and

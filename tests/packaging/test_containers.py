@@ -23,6 +23,7 @@ from support.valkey import binary, free_port
 from llmtasks import metrics
 from llmtasks.cli import VERBS
 from llmtasks.errors import ConfigurationError
+from llmtasks.metrics import HEALTH_PATH
 from llmtasks.settings import Settings, api_key, load
 from workers.lifecycle import GIVE_UP_S
 
@@ -300,6 +301,12 @@ def test_prometheus_asks_every_worker(services):
     assert found["port"] == served.port
     assert served.host == "0.0.0.0"
     assert served.enabled
+    assert served.password == "given-WATCH_PASSWORD"
+    login = job["basic_auth"]
+    assert login["username"] == served.user
+    (secret,) = services["prometheus"]["secrets"]
+    assert login["password_file"] == f"/run/secrets/{secret['source']}"
+    assert HEALTH_PATH in services["worker"]["healthcheck"]["test"][-1]
     assert services["prometheus"]["networks"].keys() & services["worker"]["networks"].keys()
 
 

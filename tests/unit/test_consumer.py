@@ -148,3 +148,27 @@ def test_a_worker_that_stops_takes_nothing_up_again(resting):
     consumer.blueprint.state = bootsteps.CLOSE
     rest(consumer)
     assert consumed(consumer) == {quiet}
+
+
+def test_a_message_that_cannot_be_read_is_refused_and_ends_no_worker():
+    def unreadable(*_: object) -> None:
+        raise TypeError("argument of type 'int' is not iterable")
+
+    consumer = Consumer.__new__(Consumer)
+    consumer.strategies = {"ours": unreadable}
+    consumer.on_task_message = set()
+    consumer.connection_errors = (ConnectionError,)
+    consumer._maximum_prefetch_restored = True
+    handle = consumer.create_task_handler()
+    with Connection("memory://") as connection, connection.SimpleQueue("hostile") as queue:
+        queue.put(7, headers={"task": "ours", "id": "a"})
+        message = queue.get(timeout=5)
+        handle(message)
+        assert message.acknowledged
+        consumer.strategies["ours"] = lambda *_: message.payload and _lost()
+        with pytest.raises(ConnectionError):  # that is not the message's fault
+            handle(message)
+
+
+def _lost() -> None:
+    raise ConnectionError("closed by server")

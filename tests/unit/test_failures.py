@@ -19,7 +19,7 @@ import pytest
 
 from llmtasks import errors
 from llmtasks.messages import StatedLimits
-from llmtasks.providers.failures import BY_STATUS, RAISED, STATUS, Origin, _rule, translate
+from llmtasks.providers.failures import BY_STATUS, RAISED, STATUS, Origin, _rule, call_id, translate
 
 ORIGIN = Origin(provider="somewhere", model="small-1", secret="sk-verysecret")
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/chat/completions")
@@ -369,3 +369,19 @@ def test_neither_the_document_nor_the_key_gets_into_a_message(
         failure = translate(status_error(sdk, status, body, {"x-request-id": said}), ORIGIN, 0.0)
         assert said not in str(failure)
         assert said not in repr(failure)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("chatcmpl-9.A_z", True),
+        ("sk-verysecret", False),
+        ("req_sk-verysecret_1", False),
+        ("a text of a document", False),
+        ("x" * 81, False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_providers_name_of_a_call_is_a_word_and_not_the_key(value, kept):
+    assert call_id(value, ORIGIN) == (value if kept else None)

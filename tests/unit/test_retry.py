@@ -69,6 +69,16 @@ def test_backoff_is_positive_bounded_and_ends(attempt, jitter):
     assert isinstance(decision, Fail if attempt >= POLICY.max_attempts else Retry)
 
 
+@given(
+    attempt=st.integers(1, 4),
+    jitters=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
+)
+def test_no_wait_is_shorter_than_the_one_before_it(attempt, jitters):
+    """So a short blip of a provider, also with bad luck, does not spend all attempts."""
+    first, second = jitters
+    assert backoff(attempt, POLICY, first) <= backoff(attempt + 1, POLICY, second)
+
+
 def test_the_servers_word_outweighs_our_backoff():
     error = errors.ProviderUnavailable("503", retry_after=45.0)
     assert decide(error, 1, POLICY, 0.5) == Retry(45.0)

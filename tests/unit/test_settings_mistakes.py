@@ -444,6 +444,15 @@ MISTAKES: list[tuple[str, str, Mapping[str, str], str]] = [
         ),
     ),
     (
+        "metrics open",
+        "[metrics]\nhost = '::'",
+        {},
+        (
+            "FILE: metrics.password: is required when metrics.host is not loopback; set"
+            " LLMTASKS_METRICS__PASSWORD, or metrics.host to 127.0.0.1"
+        ),
+    ),
+    (
         "flower comma",
         "[flower]\npassword = 's3cret,two'",
         {},

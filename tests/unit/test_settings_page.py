@@ -37,5 +37,5 @@ def test_the_page_is_made_of_these_settings(script):
 
 def test_the_complete_example_of_the_page_is_accepted(script, tmp_path):
     (tmp_path / "llmtasks.toml").write_text(script.EXAMPLE)
-    environ = {"LLMTASKS_FLOWER__PASSWORD": "p"}
+    environ = {"LLMTASKS_FLOWER__PASSWORD": "p", "LLMTASKS_METRICS__PASSWORD": "p"}
     assert len(settings.load(environ, tmp_path).providers) == 3
