@@ -860,6 +860,7 @@ def _check(settings: Settings, found: Origin) -> None:
     _check_watched("flower", settings.flower, found)
     if settings.metrics.enabled:
         _check_watched("metrics", settings.metrics, found)
+    _check_retention(settings.retention, found)
 
 
 def _check_watched(name: str, section: Flower | Metrics, found: Origin) -> None:
@@ -871,7 +872,9 @@ def _check_watched(name: str, section: Flower | Metrics, found: Origin) -> None:
             f" {name}.host to 127.0.0.1",
             f"{name}.host",
         )
-    keep = settings.retention
+
+
+def _check_retention(keep: Retention, found: Origin) -> None:
     if keep.documents_days is not None and keep.texts_days is None:
         raise found.error(
             "retention.texts_days",

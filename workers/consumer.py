@@ -1,4 +1,4 @@
-"""Celery's consumer, made to survive the loss of its broker and whatever a message says; its queues may rest."""
+"""Celery's consumer, made to survive its broker's loss and whatever a message says; its queues may rest."""
 
 from __future__ import annotations
 
