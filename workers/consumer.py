@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,12 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
     to it (Celery makes its consumers of `consume_from`). The one message that a pending BRPOP still brings
     is given back by kombu, to the end of its line.
     """
+
+    loop: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loop = functools.partial(_reading, self.loop)
 
     #: Queues that are not to be consumed now, and those that were given up for it.
     _unwanted: frozenset[str] = frozenset()
@@ -95,6 +102,21 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge or reject in the consumer's loop, if the message's connection is still there."""
         return super().call_soon_ack(functools.partial(_if_connected, p), *args, **kwargs)
+
+
+def _reading(loop: Any, *args: Any) -> Any:
+    """Run Celery's loop; what it cannot even take apart costs a new connection, not the worker.
+
+    It is out of its queue then. Was it the message of a job, the job's row is sent again.
+    """
+    try:
+        return loop(*args)
+    except (AttributeError, TypeError, ValueError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any(frame.name == "_brpop_read" for frame in frames):
+            raise
+        logs.error(_log, "message-unreadable", why=type(error).__name__, at=logs.place(error))
+        raise ConnectionResetError("what was read is no message") from error
 
 
 def _is_news(record: logging.LogRecord) -> bool:
