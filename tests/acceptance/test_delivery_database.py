@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from support.databases import Postgres, PostgresCluster, postgres_cluster, started
@@ -61,6 +62,73 @@ def paid_once(stack, sim, batch, jobs):
         stored = connection.execute(sa.select(sa.func.count()).select_from(results)).scalar_one()
     assert stored == jobs
     settled(stack.broker_url)
+
+
+def test_a_commit_in_doubt_and_a_deadlock_store_an_answer_once_and_buy_none_again(away, sim):
+    stack, proxy = away.stack, away.proxy
+    sim.latency(2.0)
+    jobs = len(stack.documents(160))
+    batch = stack.submit("summarize", "--all")
+    name = stack.database.url.database
+    away.server.execute(f"ALTER DATABASE {name} SET deadlock_timeout = '3s'")
+    away.divert()
+    worker = stack.worker(concurrency=SLOTS)
+    eventually(lambda: sim.stats()["in_flight"] == SLOTS, "it is at work")
+    for _ in range(15):
+        doubts, done = proxy.lost, stack.status(batch)["completed"]
+        proxy.lose_reply(lambda data: b"COMMIT" in data)
+        eventually(lambda doubts=doubts: proxy.lost > doubts, "a commit is in doubt")
+        eventually(lambda done=done: stack.status(batch)["completed"] > done, "it goes on")
+    victim = _deadlocked(stack, worker, batch)
+    sim.latency(0.0)
+    paid_once(stack, sim, batch, jobs)
+    assert stack.job(victim).state == "completed"
+    assert worker.running
+    assert "Traceback" not in worker.output()
+
+
+def _deadlocked(stack, worker, batch):
+    """Make the worker the victim of a deadlock about a running job; the job."""
+    url = stack.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url) as connection:
+        # The worker looks for a deadlock before we do, finds it, and is ended.
+        connection.execute("SET deadlock_timeout = '60s'")
+        while True:
+            (held,) = eventually(
+                lambda: connection.execute(
+                    "SELECT job_id FROM jobs WHERE state = 'running' AND batch_id = %s LIMIT 1",
+                    [batch],
+                ).fetchone(),
+                "a job runs",
+            )
+            connection.execute(
+                "INSERT INTO results (job_id, tenant, created_at, output, input_tokens,"
+                " output_tokens, cached_input_tokens, cached, seconds)"
+                " SELECT job_id, tenant, 0, '{}', 0, 0, 0, false, 0 FROM jobs"
+                " WHERE job_id = %s AND state = 'running' ON CONFLICT DO NOTHING",
+                [held],
+            )
+            # The worker holds the job's row and waits for ours of its result; now we for the job's.
+            eventually(
+                lambda held=held: _waits(stack) or stack.job(held).state != "running",
+                "it waits for us",
+            )
+            if _waits(stack):
+                connection.execute("SELECT 1 FROM jobs WHERE job_id = %s FOR UPDATE", [held])
+                connection.rollback()
+                eventually(lambda: "deadlock" in worker.output(), "the worker was the victim")
+                return held
+            connection.rollback()
+
+
+def _waits(stack):
+    with stack.database.read() as connection:
+        return connection.execute(
+            sa.text(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        ).scalar_one()
 
 
 @pytest.mark.parametrize(("away_s", "jobs", "workers"), [short(5.0, 80, 1), full(60.0, 600, 2)])
