@@ -13,6 +13,7 @@ from support.delivery import events, full, note, settled, short
 from support.proxy import Proxy
 from support.stack import eventually, provider
 
+
 @pytest.fixture
 def proxied(make_stack, sim, own_valkey):
     """An installation whose workers reach their broker through a proxy, and the proxy."""
