@@ -68,6 +68,9 @@ _log = logs.get("executor")
 #: Seconds between two tries of a statement that the database did not answer.
 STORE_RETRY_S = 1.0
 
+#: Seconds that a job waits which may be what kills workers, while another such one runs in this process.
+SUSPECT_S = 2.0
+
 #: Seconds without events after one that could not be sent.
 SILENT_S = 30.0
 
@@ -117,6 +120,8 @@ class Executor:
         self._active: dict[str, int] = {}
         self._lock = threading.Lock()
         self._aborted = threading.Event()
+        self._suspect = threading.Lock()
+        self._suspect_from = max(1, settings.delivery.max_crashes - 1)
         self.silent_until = 0.0
 
     def run(self, new: NewJob, watch: Watch, *, sent_at: float | None = None) -> Outcome:
@@ -127,8 +132,8 @@ class Executor:
         Raises:
             LLMTasksError: The typed error the job failed with, now or earlier.
         """
-        with self._at_work(new.job_id):
-            job = self.persist(lambda: self._claim(new, sent_at))
+        with self._at_work(new.job_id), contextlib.ExitStack() as ending:
+            job = self.persist(lambda: self._claim(new, sent_at, ending))
             if not isinstance(job, ClaimedJob):
                 return job
             return _Run(self, job, watch).outcome()
@@ -203,8 +208,10 @@ class Executor:
                 if self._aborted.wait(STORE_RETRY_S):
                     raise
 
-    def _claim(self, new: NewJob, sent_at: float | None) -> ClaimedJob | Outcome:
-        claimed = jobs.claim(self.db, new.job_id, self.worker_id)
+    def _claim(
+        self, new: NewJob, sent_at: float | None, ending: contextlib.ExitStack
+    ) -> ClaimedJob | Outcome:
+        claimed = jobs.claim(self.db, new.job_id, self.worker_id, crashes_below=self._suspect_from)
         if claimed is not None:
             return claimed
         row = jobs.get(self.db, new.job_id)
@@ -213,6 +220,8 @@ class Executor:
             return Elsewhere()
         if row is None:  # sent by name from a program that does not record
             return self._recorded(new)
+        if row.crashes >= self._suspect_from and row.state in (JobState.QUEUED, JobState.WAITING):
+            return self._claim_alone(row, ending)
         return self.told(self._ended_if_overdue(row))
 
     def _ended_if_overdue(self, row: Job) -> Job:
@@ -241,6 +250,19 @@ class Executor:
         if days is None or sent_at is None:
             return False
         return time.time() - sent_at > days * DAY_S
+
+    def _claim_alone(self, row: Job, ending: contextlib.ExitStack) -> ClaimedJob | Outcome:
+        """Claim a job that fails with the next worker it loses, unless another such one runs here.
+
+        What kills its process takes all that run beside it along, each time the same ones if they are sent
+        together: they would fail for it. So of those on their last chance a process runs one at a time.
+        """
+        if not self._suspect.acquire(blocking=False):
+            jobs.postpone(self.db, row.job_id, SUSPECT_S, "its workers died: it runs apart")
+            return Elsewhere()
+        ending.callback(self._suspect.release)
+        claimed = jobs.claim(self.db, row.job_id, self.worker_id)
+        return claimed or self.told(self._ended_if_overdue(row))
 
     def told(self, row: Job) -> Outcome:
         """What a row that is not ours says: its result, its typed error, or nothing yet."""

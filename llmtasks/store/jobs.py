@@ -46,6 +46,8 @@ from llmtasks.store.tables import (
 #: Rows that a move of a whole batch locks at once: workers get their turn between two chunks. Also
 #: the rows of one insert.
 CHUNK = 5_000
+#: More than any job can have.
+_NO_CRASHES_LIMIT = 2_000_000_001
 #: Seconds after which a cancelled row is no news to its worker any more.
 CANCEL_NEWS_S = 600.0
 
@@ -174,6 +176,7 @@ _CLAIM = (
     sa.update(jobs)
     .where(
         jobs.c.job_id == bindparam("the_job"),
+        jobs.c.crashes < bindparam("the_crashes"),
         sa.or_(QUEUED, sa.and_(WAITING, jobs.c.not_before <= epoch())),
         sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > epoch()),
     )
@@ -190,15 +193,29 @@ _CLAIM = (
 )
 
 
-def claim(db: Database, job_id: str, worker_id: str) -> ClaimedJob | None:
-    """Take the job: queued, or waiting and due. None when somebody else has it, it has ended, or its deadline
-    has passed.
+def claim(
+    db: Database, job_id: str, worker_id: str, *, crashes_below: int = _NO_CRASHES_LIMIT
+) -> ClaimedJob | None:
+    """Take the job: queued, or waiting and due, and with fewer `crashes` than that.
+
+    None when somebody else has it, it has ended, or its deadline has passed.
     """
     if not is_storable(job_id):
         return None
+    values = {"the_job": job_id, "the_worker": worker_id, "the_crashes": crashes_below}
     with db.write() as connection:
-        row = connection.execute(_CLAIM, {"the_job": job_id, "the_worker": worker_id}).one_or_none()
+        row = connection.execute(_CLAIM, values).one_or_none()
     return None if row is None else ClaimedJob(**_values(row))
+
+
+def postpone(db: Database, job_id: str, delay: float, reason: str) -> None:
+    """Let a job that nobody has claimed wait `delay` seconds."""
+    with db.write() as connection:
+        connection.execute(
+            sa.update(jobs)
+            .where(jobs.c.job_id == job_id, QUEUED)
+            .values(state=JobState.WAITING.value, not_before=epoch() + delay, reason=clean(reason))
+        )
 
 
 def complete(db: Database, job: ClaimedJob, result: NewResult, *, to_sink: bool = False) -> bool:

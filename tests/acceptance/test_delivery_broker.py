@@ -13,6 +13,16 @@ from support.delivery import events, full, note, settled, short
 from support.proxy import Proxy
 from support.stack import eventually, provider
 
+#: A user's store with a text that ends the process that reads it.
+STORE = """
+import os, signal
+
+def fetch(document_id):
+    if document_id == "poison":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"Text {document_id} of the harbour office."
+"""
+
 
 @pytest.fixture
 def proxied(make_stack, sim, own_valkey):
@@ -114,3 +124,35 @@ def test_what_is_no_message_of_ours_stops_nothing_and_is_told_with_its_reason(ma
     told = worker.output()
     for reason in ("nobody.knows_it", unbound, "no json", "message-unreadable"):
         assert reason in told
+
+
+@pytest.mark.parametrize(("jobs", "concurrency"), [short(7, 8), full(50, 60)])
+def test_a_job_that_kills_its_process_is_told_and_its_neighbours_all_finish(
+    make_stack, sim, jobs, concurrency
+):
+    """Its neighbours lose a worker as often as it does, and are not taken for the poison."""
+    stack = make_stack(
+        providers=[provider(sim.openai_url)],
+        settings={"documents": {"source": "mine:fetch"}, "delivery": {"lease_s": 2.0}},
+    )
+    (stack.home / "mine.py").write_text(STORE)
+    stack.env["PYTHONPATH"] += f":{stack.home}"
+    sim.latency(600.0)  # whoever has begun is there when the process dies
+    (stack.home / "ids").write_text("".join(f"d{n}\n" for n in range(jobs)))
+    batch = stack.submit("summarize", "--ids-from", "ids")
+    (stack.home / "ids").write_text("poison\n")
+    poison = None
+    for _ in range(3):
+        worker = stack.worker(concurrency=concurrency)
+        eventually(
+            lambda worker=worker: sim.stats()["in_flight"] == jobs or not worker.running,
+            "its neighbours are at work",
+        )
+        poison = poison or stack.submit("summarize", "--ids-from", "ids", "--priority", "9")
+        eventually(lambda worker=worker: not worker.running, "the poison has killed its process")
+    sim.latency(0.1)
+    stack.worker(concurrency=concurrency)
+    assert stack.finished(batch)["completed"] == jobs
+    assert stack.finished(poison)["failed"] == 1
+    (row,) = stack.results(poison)
+    assert row["error"]["type"] == "WorkerLost"

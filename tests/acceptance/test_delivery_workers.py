@@ -131,3 +131,43 @@ def test_sigterm_with_calls_in_flight_gives_all_of_it_back_within_ten_seconds(ma
     stack.worker(concurrency=min(jobs, 64))
     assert stack.finished(batch, timeout=300.0)["completed"] == jobs
     assert sim.stats()["answered"] == jobs
+
+
+def test_workers_that_leave_under_load_one_after_the_other_lose_and_repeat_nothing(make_stack, sim):
+    stack = make_stack(providers=[provider(sim.openai_url)], database="postgresql")
+    sim.latency(2.0)  # so that both leave with calls in flight
+    jobs = len(stack.documents(100))
+    leaving = [stack.worker(concurrency=8) for _ in range(2)]
+    stack.worker(concurrency=8)
+    batch = stack.submit("summarize", "--all")
+    eventually(lambda: sim.stats()["in_flight"] > 16, "all of them are at work")
+    for worker in leaving:
+        assert worker.terminate() == 0
+    assert stack.status(batch)["state"] == "running", "it happened under load"
+    sim.latency(0.0)
+    finished_once(stack, sim, batch, jobs)
+
+
+@pytest.mark.chaos
+def test_a_rolling_restart_under_load_loses_and_repeats_nothing(make_stack, sim):
+    stack = make_stack(providers=[provider(sim.openai_url)], database="postgresql")
+    sim.latency(3.0)
+    jobs = len(stack.documents(1_500))
+    batch = stack.submit("summarize", "--all")
+    workers = [stack.worker(concurrency=8) for _ in range(2)]
+    for _ in range(6):
+        done = stack.status(batch)["completed"]
+        eventually(lambda done=done: stack.status(batch)["completed"] > done, "they are at work")
+        workers.append(stack.worker(concurrency=8))
+        assert workers.pop(0).terminate() == 0
+    assert stack.status(batch)["state"] == "running", "it happened under load"
+    sim.latency(0.0)
+    finished_once(stack, sim, batch, jobs)
+
+
+def finished_once(stack, sim, batch, jobs):
+    """Every job has ended, by one call and one claim, and nothing is left in the broker."""
+    assert stack.finished(batch, timeout=300.0)["completed"] == jobs
+    assert sim.stats()["requests"] == sim.stats()["answered"] == jobs
+    assert {row.attempts for row in rows(stack, "attempts", batch_id=batch)} == {1}
+    settled(stack.broker_url)
