@@ -160,6 +160,7 @@ def status_json(status: BatchStatus) -> dict[str, Any]:
         "failed": status.failed,
         "cancelled": status.cancelled,
         "cached": status.cached,
+        "taken_over": status.taken_over,
         "usage": {"input_tokens": status.input_tokens, "output_tokens": status.output_tokens},
         "cost_usd": status.cost_usd,
         "reasons": dict(status.reasons),
@@ -185,9 +186,17 @@ def status_lines(status: BatchStatus) -> list[str]:
         f"{status.batch_id}  {status.state}",
         f"  jobs    {status.total:,}: {counts or 'none'} ({stored})",
         f"  tokens  {status.input_tokens:,} in, {status.output_tokens:,} out",
-        f"  cost    {money(status.cost_usd)}",
+        f"  cost    {money(status.cost_usd)}{_not_counted(status)}",
         *(f"  waiting {count:,}: {spoken(reason)}" for reason, count in status.reasons.items()),
     ]
+
+
+def _not_counted(status: BatchStatus) -> str:
+    """That a worker which dies takes what it knew of its calls along."""
+    if not status.taken_over:
+        return ""
+    calls = "one more call" if status.taken_over == 1 else f"up to {status.taken_over:,} more calls"
+    return f"; {calls} may have been paid, of workers that died"
 
 
 def exit_code(status: BatchStatus) -> int:

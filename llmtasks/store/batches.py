@@ -14,7 +14,7 @@ from llmtasks.jobs import JobState, NewJob
 from llmtasks.store import dialect, jobs
 from llmtasks.store.engine import Database, epoch
 from llmtasks.store.names import is_storable
-from llmtasks.store.tables import OPEN, WAITING, provider_calls, results
+from llmtasks.store.tables import CRASHED, OPEN, WAITING, provider_calls, results
 from llmtasks.store.tables import batches as batches_table
 from llmtasks.store.tables import jobs as jobs_table
 
@@ -30,7 +30,9 @@ class BatchStatus:
 
     `cached` counts the completed jobs that paid for no call. Tokens and `cost_usd` are what was
     really paid, for jobs that failed or ran twice as well; the cost is None when that of one call
-    is unknown. `reasons` counts the waiting jobs by what they wait for.
+    is unknown. `reasons` counts the waiting jobs by what they wait for. `taken_over` is how often a
+    job was taken from a worker that had died, since it was last retried: each time a call may have
+    been paid that no row knows.
     """
 
     batch_id: str
@@ -43,6 +45,7 @@ class BatchStatus:
     failed: int
     cancelled: int
     cached: int
+    taken_over: int
     input_tokens: int
     output_tokens: int
     cost_usd: float | None
@@ -108,6 +111,11 @@ def status(db: Database, batch_id: str) -> BatchStatus | None:
             .select_from(results)
             .where(results.c[key] == batch_id, results.c.cached.is_(True))
         ).scalar_one()
+        taken_over = connection.execute(
+            sa.select(sa.func.coalesce(sa.func.sum(jobs_table.c.crashes), 0)).where(
+                jobs_table.c[key] == batch_id, CRASHED
+            )
+        ).scalar_one()
         paid = connection.execute(
             sa.select(
                 sa.func.coalesce(sa.func.sum(provider_calls.c.input_tokens), 0).label("input"),
@@ -128,6 +136,7 @@ def status(db: Database, batch_id: str) -> BatchStatus | None:
         failed=by_state[JobState.FAILED],
         cancelled=by_state[JobState.CANCELLED],
         cached=cached,
+        taken_over=int(taken_over),
         input_tokens=int(paid.input),
         output_tokens=int(paid.output),
         cost_usd=None if paid.unknown else float(paid.cost),

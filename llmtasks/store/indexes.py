@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Column, ColumnElement, Index, and_
 
 from llmtasks.store.tables import (
+    CRASHED,
     FEEDABLE,
     FINISHED,
     PINNING,
@@ -38,6 +39,7 @@ def _index(name: str, *columns: Column[object], where: ColumnElement[bool] | Non
 _j = jobs.c
 _index("ix_jobs_batch", _j.batch_id, _j.seq, where=_j.batch_id.is_not(None))  # pages of a batch
 _index("ix_jobs_batch_state", _j.batch_id, _j.state, where=_j.batch_id.is_not(None))  # its counts
+_index("ix_jobs_crashed", _j.batch_id, _j.crashes, where=and_(_j.batch_id.is_not(None), CRASHED))
 _index("ix_jobs_document", _j.tenant, _j.document_id)
 # Arrival is (created_at, seq) here: with seq alone PostgreSQL at times walks the primary key
 # instead, over every row that has already ended.

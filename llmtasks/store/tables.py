@@ -241,5 +241,7 @@ PINNING = jobs.c.state != literal_column(f"'{JobState.COMPLETED.value}'", String
 UNTOLD = and_(ENDED, jobs.c.sent_at.is_(None))
 #: Not ended, and with a time to end by.
 TIMED = and_(OPEN, jobs.c.deadline_at.is_not(None))
+#: Taken from a worker that died, once at least.
+CRASHED = jobs.c.crashes > literal_column("0")
 #: Handed to the broker, and not claimed yet.
 SENT = and_(QUEUED, jobs.c.sent_at.is_not(None))

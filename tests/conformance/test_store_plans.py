@@ -179,6 +179,7 @@ def test_counting_a_batch_reads_the_index_alone(many):
         pytest.skip("PostgreSQL decides by its visibility map, which autovacuum keeps")
     text = "\n".join(plan_of(many, lambda db: batches.status(db, "batch-3")))
     assert "COVERING INDEX ix_jobs_batch_state" in text
+    assert "COVERING INDEX ix_jobs_crashed" in text
     assert "COVERING INDEX ix_results_batch" in text
     assert "COVERING INDEX ix_calls_batch" in text
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 from support.rows import at_once, change, claimed, column, new_job, new_result, register
 
+from llmtasks.cli.output import status_lines
 from llmtasks.jobs import JobState
-from llmtasks.store import feed, jobs, workers
+from llmtasks.store import batches, feed, jobs, workers
 from llmtasks.store.engine import epoch
 from llmtasks.store.tables import workers as workers_table
 from llmtasks.store.workers import Reaped
@@ -53,6 +54,19 @@ def test_a_dead_workers_jobs_go_back_to_the_queue_and_it_cannot_commit_them(db):
     assert [row.job_id for row in feed.fill(db, "summarize", 9, 600.0)] == ["job"]
     assert jobs.claim(db, "job", "alive").resumed
     assert workers.reap(db, 3) == NOTHING
+
+
+def test_how_often_jobs_lost_their_worker_is_told_of_their_batch(db):
+    batches.create(db, "batch", "default", "summarize", {}, [new_job("a", batch_id="batch")])
+    for crash in range(2):
+        register(db, f"dead-{crash}", lease_s=-1.0)
+        jobs.claim(db, "a", f"dead-{crash}")
+        workers.reap(db, 9)
+    status = batches.status(db, "batch")
+    assert status.taken_over == 2
+    assert status_lines(status)[3].endswith(
+        "; up to 2 more calls may have been paid, of workers that died"
+    )
 
 
 def test_a_job_whose_workers_die_too_often_fails_and_its_caller_is_told(db):

@@ -29,6 +29,7 @@ def status(**values):
         "input_tokens": 1_234_567,
         "output_tokens": 234_567,
         "cost_usd": 12.345,
+        "taken_over": 0,
         "reasons": {"openai: RateLimitError": 203, "[bold]spare[/] is out": 12},
     }
     return BatchStatus(**(defaults | values))
