@@ -58,7 +58,7 @@ def test_what_no_repetition_mends_fails_at_once(error):
 
 def test_a_document_store_that_fails_is_asked_again_until_the_attempts_are_used_up():
     error = errors.DocumentSourceFailed("store raised OSError")
-    assert decide(error, 3, POLICY, 0.5) == Retry(2.0)
+    assert decide(error, 3, POLICY, 0.5) == Retry(3.0)
     assert decide(error, 4, POLICY, 0.5) == Fail(error)
 
 
