@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ from kombu.transport.virtual import base as transport
 from llmtasks import logs
 
 _log = logs.get("worker")
+
+#: Seconds before a broker is asked again that refuses: it is full, read-only, or its disk is.
+REFUSED_S = 1.0
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no types
@@ -40,6 +44,8 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
     #: Queues that are not to be consumed now, and those that were given up for it.
     _unwanted: frozenset[str] = frozenset()
     _resting: frozenset[str] = frozenset()
+    #: Whether the consumer's loop has been asked already to see to that.
+    _told: bool = False
 
     def rest(self, queues: frozenset[str]) -> None:
         """Consume none of these now, and the others again. Any thread may say so.
@@ -48,11 +54,15 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
         """
         self._unwanted = queues
         consumed = self.app.amqp.queues.consume_from
+        if self._told:
+            return  # it has not come to that yet: its broker may be away
         if self._resting - queues or any(queue in consumed for queue in queues):
+            self._told = True
             self.call_soon(self._rest_and_resume)
 
     def _rest_and_resume(self) -> None:
         """In the consumer's own loop: its channel is nobody else's."""
+        self._told = False
         if self.blueprint.state != bootsteps.RUN or self.task_consumer is None:
             return  # it is stopping
         unwanted = self._unwanted
@@ -75,6 +85,11 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Let go of the connection; `start` then connects anew."""
+        self._told = False
+        if isinstance(exc, self.channel_errors):
+            time.sleep(
+                REFUSED_S
+            )  # a broker that answers and refuses is there at once, and refuses again
         try:
             super().on_connection_error_after_connected(exc)
         except AttributeError as error:
@@ -90,12 +105,18 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
         def handle_or_refuse(message: Any) -> Any:
             try:
                 return handle(message)
+            except KeyError as error:  # which kombu counts among the errors of a connection
+                refuse(message, error)
             except self.connection_errors:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever reading it raises
-                logs.warning(_log, "message-refused", at=logs.place(error))
-                message.reject_log_error(_log, self.connection_errors)
+                refuse(message, error)
             return None
+
+        def refuse(message: Any, error: Exception) -> None:
+            queue = (message.delivery_info or {}).get("routing_key")
+            logs.warning(_log, "message-refused", queue=queue, at=logs.place(error))
+            message.reject_log_error(_log, self.connection_errors)
 
         return handle_or_refuse
 
@@ -111,7 +132,7 @@ def _reading(loop: Any, *args: Any) -> Any:
     """
     try:
         return loop(*args)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if not any(frame.name == "_brpop_read" for frame in frames):
             raise

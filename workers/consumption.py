@@ -99,8 +99,13 @@ class Consumption:
         while not self._stopping.is_set():
             self._soon.wait(self._interval_s)
             self._soon.clear()
-            if not self._stopping.is_set():
+            if self._stopping.is_set():
+                return
+            try:
                 self.look()
+            except Exception as error:  # noqa: BLE001  # a defect must not let a queue rest for ever
+                logs.error(_log, "look-broken", why=type(error).__name__, at=logs.place(error))
+                self._resting = {}
 
     def look(self) -> None:
         """See who is blocked, and have the consumer act accordingly."""

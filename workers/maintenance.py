@@ -108,14 +108,18 @@ class Maintenance:
             try:
                 self.beat()
             except LLMTasksError as error:
-                # Nobody could renew anything: give the others time to, before taking from them.
-                self._steady_since = time.monotonic() + self._beat_s
+                self._not_steady()
                 logs.warning(_log, "beat-failed", why=describe(error))
             except Exception as error:  # noqa: BLE001  # a defect must not end the lease
                 logs.error(_log, "beat-broken", why=type(error).__name__, at=logs.place(error))
 
+    def _not_steady(self) -> None:
+        """Nobody could renew anything: give the others time to, before taking from them."""
+        self._steady_since = time.monotonic() + self._beat_s
+
     def beat(self) -> None:
         """Renew the lease, hear of cancelled jobs, and take over from workers whose lease passed."""
+        began = time.monotonic()
         if not self._loop.answers(self._beat_s):
             # Slots wait for it in vain: let the lease run out, and others take over.
             logs.error(_log, "loop-stuck", worker=self._worker_id)
@@ -128,7 +132,10 @@ class Maintenance:
         self._release_strays()
         if self._deliveries is not None:
             self._deliveries.renew()
-        if time.monotonic() - self._steady_since >= self._beat_s:
+        now = time.monotonic()
+        if now - began > self._beat_s:
+            self._not_steady()  # what this waited for may have kept others from renewing theirs
+        elif now - self._steady_since >= self._beat_s:
             self._take_over()
 
     def _release_strays(self) -> None:

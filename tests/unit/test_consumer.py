@@ -10,8 +10,9 @@ from collections import deque
 import pytest
 from celery import Celery, bootsteps
 from kombu import Connection, Queue
+from kombu.transport.redis import Transport
 
-from workers.consumer import Consumer
+from workers.consumer import Consumer, _reading
 
 
 class Unclosable(Connection):
@@ -26,6 +27,7 @@ class Unclosable(Connection):
 def test_a_lost_connection_that_cannot_be_closed_is_let_go():
     consumer = Consumer.__new__(Consumer)
     consumer.connection = Unclosable("redis://127.0.0.1:1/0")
+    consumer.channel_errors = ()
     consumer.on_connection_error_after_connected(ConnectionError("closed by server"))
     assert consumer.connection is None
 
@@ -150,14 +152,15 @@ def test_a_worker_that_stops_takes_nothing_up_again(resting):
     assert consumed(consumer) == {quiet}
 
 
-def test_a_message_that_cannot_be_read_is_refused_and_ends_no_worker():
+@pytest.mark.parametrize("reason", [TypeError("no list"), KeyError("id"), ValueError("no limit")])
+def test_a_message_that_cannot_be_read_is_refused_and_ends_no_worker(reason):
     def unreadable(*_: object) -> None:
-        raise TypeError("argument of type 'int' is not iterable")
+        raise reason
 
     consumer = Consumer.__new__(Consumer)
     consumer.strategies = {"ours": unreadable}
     consumer.on_task_message = set()
-    consumer.connection_errors = (ConnectionError,)
+    consumer.connection_errors = Transport.connection_errors
     consumer._maximum_prefetch_restored = True
     handle = consumer.create_task_handler()
     with Connection("memory://") as connection, connection.SimpleQueue("hostile") as queue:
@@ -168,6 +171,23 @@ def test_a_message_that_cannot_be_read_is_refused_and_ends_no_worker():
         consumer.strategies["ours"] = lambda *_: message.payload and _lost()
         with pytest.raises(ConnectionError):  # that is not the message's fault
             handle(message)
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, "no json", "7", "[]", "null"])
+def test_an_element_that_is_no_message_costs_a_connection_and_ends_no_worker(valkey, body):
+    name = uuid.uuid4().hex
+    with Connection(valkey.url) as connection:
+        channel = connection.default_channel
+        Queue(name)(channel).declare()
+        channel.client.lpush(name, body)
+
+        def loop() -> None:
+            channel.basic_consume(name, False, lambda _message: None, name)
+            channel.connection.cycle.on_poll_start()
+            connection.drain_events(timeout=5)
+
+        with pytest.raises(ConnectionResetError):
+            _reading(loop)
 
 
 def _lost() -> None:
