@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,9 @@ class Installation:
         self.database = Database(self._database_url, 4)
         ending.callback(self.database.close)
         self.struck: list[Struck] = []
+        self._breaking: list[Future[None]] = []
+        self._over = threading.Event()
+        ending.callback(self._leave_alone)
         self._hands_on = [threading.Lock() for _ in range(workers)]
         #: What workers said that ended before they were ready.
         self.never_ready: list[str] = []
@@ -165,7 +168,7 @@ class Installation:
     def _worker(self) -> Process:
         """Start one; again, as a supervisor does, where what it needs is away just then."""
         argv = [sys.executable, "-m", "llmtasks", "worker"]
-        while True:
+        while not self._over.is_set():
             worker = self.stack.start([*argv, "--concurrency", str(self._concurrency)], "worker")
             eventually(
                 lambda w=worker: _is_ready(w) or not w.running,
@@ -174,6 +177,7 @@ class Installation:
             if worker.running:
                 return worker
             self.never_ready.append(worker.output())
+        raise RuntimeError("the installation is being ended")
 
     # --- the work ----------------------------------------------------------------------------------
 
@@ -231,12 +235,16 @@ class Installation:
     def suffer(self, breaks: Sequence[Break]) -> None:
         """Let every break happen at its time; returns when the last one is over."""
         began = time.monotonic()
-        done = []
         for one in sorted(breaks):
             _sleep_until(began + one.at)
-            done.append(self._hands.submit(self._break, one))
-        for future in done:
+            self._breaking.append(self._hands.submit(self._break, one))
+        for future in self._breaking:
             future.result()
+
+    def _leave_alone(self) -> None:
+        """Break nothing and start nothing any more."""
+        self._over.set()
+        wait(self._breaking)
 
     def _break(self, one: Break) -> None:
         if one.target == "worker":
