@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from support.rows import at_once, change, claimed, column, new_job, new_result, register
 
+from llmtasks.errors import InvalidOption
+from llmtasks.executor import Executor, Watch
 from llmtasks.jobs import JobState
+from llmtasks.settings import Settings
 from llmtasks.store import batches, deadlines, feed, jobs, outbox, workers
+from llmtasks.tasks import received
 
 
 def overdue(db, job_id, by_s=1.0):
@@ -125,7 +131,9 @@ def test_a_running_job_that_its_worker_does_not_end_is_ended_after_a_while(db):
     overdue(db, "job", by_s=deadlines.GRACE_S + 1.0)
     assert deadlines.end_overdue(db) == 1
     assert ended(db)[2] == "not done within 600 s: its worker was busy with it"
+    # Its caller hears what the row says.
     assert not jobs.complete(db, job, new_result())
+    assert not jobs.fail(db, job, "DocumentSourceFailed", "it came to nothing")
 
 
 def test_the_job_of_a_dead_worker_is_ended_not_run_again(db):
@@ -163,3 +171,18 @@ def test_a_job_that_can_only_fail_has_a_failed_row_at_once(db):
     assert batches.status(db, "group").failed == 1
     assert outbox.waiting(db).count == 1
     assert jobs.claim(db, "job", "worker") is None
+
+
+def test_a_refused_job_that_is_retried_fails_again_without_a_call(db):
+    executor = Executor(
+        db=db, gateway=None, loop=None, settings=Settings(), worker_id="worker", converters=None
+    )
+    message = SimpleNamespace(id="job", ignore_result=False, group=None, group_index=None)
+    for absent in ("chord", "chain", "callbacks", "errbacks", "root_id", "parent_id"):
+        setattr(message, absent, None)
+    job = received(message, "doc", "summarize", {"max_words": 9, "deadline_s": "soon"})
+    for again in (False, True):
+        with pytest.raises(InvalidOption, match="deadline_s must be a number"):
+            executor.run(job, Watch())
+        assert jobs.retry(db, "job") == 1, again
+    assert jobs.get(db, "job").options["max_words"] == 9
