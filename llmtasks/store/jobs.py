@@ -374,21 +374,26 @@ def retry(db: Database, target: str, *, failed_only: bool = False) -> int:
         "error_message": None,
         "deadline_at": epoch() + jobs.c.deadline_s,
     }
+    again = [JobState.FAILED] if failed_only else [JobState.FAILED, JobState.CANCELLED]
     with db.write() as connection:
-        rows = _rows_of(connection, target)
+        _rows_of(connection, target)
         connection.execute(
             sa.update(batches)
             .where(batches.c.batch_id.in_([target, _batch_of(target)]))
             .values(cancelled_at=None)
         )
+        rows = _rows_of(
+            connection, target
+        )  # now that its batch is held: it may just have been removed
         started = connection.execute(sa.select(epoch())).scalar_one()
-    again = [JobState.FAILED] if failed_only else [JobState.FAILED, JobState.CANCELLED]
-    ended = sa.and_(
-        in_state(*again),
-        # A job that fails again while we are at it is not retried a second time.
-        jobs.c.finished_at <= started,
-    )
-    return sum(_sweep(db, rows, ended, values))
+        ended = sa.and_(
+            in_state(*again),
+            # A job that fails again while we are at it is not retried a second time.
+            jobs.c.finished_at <= started,
+        )
+        # While the batch is held: whoever removes it then sees that it has open jobs.
+        first = _sweep_chunk(connection, rows, ended, values)
+    return len(first) + sum(_sweep(db, rows, ended, values, first))
 
 
 def running(db: Database, worker_id: str) -> list[ClaimedJob]:
@@ -551,26 +556,41 @@ def _rows_of(connection: Connection, target: str) -> ColumnElement[bool]:
 
 
 def _sweep(
-    db: Database, which: ColumnElement[bool], state: ColumnElement[bool], values: Mapping[str, Any]
+    db: Database,
+    which: ColumnElement[bool],
+    state: ColumnElement[bool],
+    values: Mapping[str, Any],
+    moved: Sequence[int] | None = None,
 ) -> Iterator[int]:
-    """Move all rows of a target that are in a state, in arrival order, a chunk per transaction."""
-    after = 0
-    while True:
-        rows = (
-            sa.select(jobs.c.seq)
-            .where(which, state, jobs.c.seq > after)
-            .order_by(jobs.c.seq)
-            .limit(CHUNK)
-        )
+    """Move all rows of a target that are in a state, in arrival order, a chunk per transaction.
+
+    Goes on after `moved`, a chunk that was moved already.
+    """
+    while moved is None or len(moved) == CHUNK:
+        after = max(moved) if moved else 0
         with db.write() as connection:
-            moved = connection.execute(
-                sa.update(jobs)
-                .where(dialect.locked(rows, skip=False), state)
-                .values(**values)
-                .returning(jobs.c.seq)
-            ).scalars()
-            seqs = list(moved)
-        yield len(seqs)
-        if len(seqs) < CHUNK:
-            return
-        after = max(seqs)
+            moved = _sweep_chunk(connection, which, state, values, after)
+        yield len(moved)
+
+
+def _sweep_chunk(
+    connection: Connection,
+    which: ColumnElement[bool],
+    state: ColumnElement[bool],
+    values: Mapping[str, Any],
+    after: int = 0,
+) -> Sequence[int]:
+    """Move the first rows after that one; which they were."""
+    rows = (
+        sa.select(jobs.c.seq)
+        .where(which, state, jobs.c.seq > after)
+        .order_by(jobs.c.seq)
+        .limit(CHUNK)
+    )
+    moved = (
+        sa.update(jobs)
+        .where(dialect.locked(rows, skip=False), state)
+        .values(**values)
+        .returning(jobs.c.seq)
+    )
+    return connection.execute(moved).scalars().all()

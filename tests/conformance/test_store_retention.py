@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from support.rows import change, claimed, new_call, new_document, new_job, new_result
 
+from llmtasks.errors import UnknownJob
 from llmtasks.executor import Executor, Watch
 from llmtasks.jobs import Elsewhere, JobState
 from llmtasks.settings import Retention, Settings
@@ -254,6 +255,46 @@ def test_a_job_that_is_retried_while_its_batch_goes_is_not_lost(db):
     change(db, "job-3", finished_at=1.0, sent_at=1.0)
     assert tidied(db).jobs == 1
     assert keys(db, removals.c.batch_id) == set()
+
+
+def test_a_batch_is_not_removed_under_whoever_is_retrying_it(db, monkeypatch):
+    ended_batch(db)
+    for number in range(5):
+        change(db, f"job-{number}", state="failed")
+    sweep = jobs._sweep
+
+    def removed_between(*given):
+        assert sum(retention.remove_batches(db, OLD_S)) == 0
+        return sweep(*given)
+
+    monkeypatch.setattr(jobs, "_sweep", removed_between)
+    monkeypatch.setattr(jobs, "CHUNK", 2)
+    assert jobs.retry(db, "batch") == 5
+    assert batches.status(db, "batch").queued == 5
+
+
+def test_a_batch_that_was_removed_is_not_retried(db):
+    ended_batch(db)
+    change(db, "job-3", state="failed")
+    assert sum(retention.remove_batches(db, OLD_S)) == 1
+    with pytest.raises(UnknownJob):
+        jobs.retry(db, "batch")
+
+
+def test_a_batch_is_not_removed_under_whoever_is_adding_to_it(db, monkeypatch):
+    if db.is_sqlite:
+        pytest.skip("SQLite has one writer")
+    ended_batch(db)
+    add_rows = jobs.add_rows
+
+    def removed_between(*given, **options):
+        assert sum(retention.remove_batches(db, OLD_S)) == 0
+        add_rows(*given, **options)
+
+    monkeypatch.setattr(jobs, "add_rows", removed_between)
+    new = [new_job("new", batch_id="batch", direct=False)]
+    assert batches.create(db, "batch", "default", "summarize", {}, new) == 6
+    assert batches.status(db, "batch").queued == 1
 
 
 def age_texts(db):
