@@ -265,7 +265,9 @@ def remove_documents(db: Database, older_than_s: float) -> Iterator[int]:
     for page in pages(db, _old_documents(older_than_s), order, CHUNK):
         gone: list[tuple[str, str]] = []
         with db.write() as connection:
-            for _, tenant, document_id in page:  # SQLite finds a pair of keys only one by one
+            # One by one, because SQLite finds a pair of keys only so; in the order in which documents are
+            # added, because PostgreSQL holds each from here on.
+            for tenant, document_id in sorted((tenant, name) for _, tenant, name in page):
                 one = sa.and_(documents.c.tenant == tenant, documents.c.document_id == document_id)
                 removed = connection.execute(
                     sa.delete(documents)

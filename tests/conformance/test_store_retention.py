@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 from support.rows import change, claimed, new_call, new_document, new_job, new_result
+from support.stack import eventually
 
 from llmtasks.errors import UnknownJob
 from llmtasks.executor import Executor, Watch
@@ -357,6 +359,34 @@ def test_a_removed_document_is_added_again_like_a_new_one(db):
     assert documents.add(db, [new_document()]) == ["added"]
     age_texts(db)
     assert not tidied(db)
+
+
+def test_removing_documents_waits_for_whoever_changes_them_and_not_in_a_circle(db):
+    if db.is_sqlite:
+        pytest.skip("SQLite has one writer")
+    documents.add(db, [new_document(name, "old") for name in "ab"] + [new_document("c", "new")])
+    with db.write() as connection:
+        name = documents_table.c.document_id
+        aged = sa.update(documents_table).values(updated_at=sa.case((name == "b", 1.0), else_=2.0))
+        connection.execute(aged.where(name != "c"))
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    def is_waiting():
+        with db.read() as connection:
+            return connection.execute(waiting).scalar_one()
+
+    now = db.now()
+    with ThreadPoolExecutor(1) as pool:
+        with db.write() as connection:
+            documents._update(connection, [new_document("a", "new")], now)
+            removing = pool.submit(lambda: sum(retention.remove_documents(db, DAY_S)))
+            eventually(is_waiting, "the removal waits")
+            documents._update(connection, [new_document("b", "new")], now)
+        assert removing.result(30) == 0
+    assert documents.load(db, "default", "b").text == "new"
 
 
 def test_of_all_who_ask_one_gets_the_turn(db):
