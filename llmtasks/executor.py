@@ -236,7 +236,7 @@ class Executor:
     def _recorded(self, new: NewJob) -> ClaimedJob | Outcome:
         """Give a job its row, and claim it; one that can only fail gets one that has."""
         if not isinstance(new, Refused):
-            jobs.insert(self.db, [new], sent=True)
+            jobs.insert_received(self.db, new)
             return jobs.claim(self.db, new.job_id, self.worker_id) or Elsewhere()
         name = InvalidOption.__name__
         jobs.insert_failed(self.db, new, self.worker_id, name, new.fault, to_sink=self.to_sink)

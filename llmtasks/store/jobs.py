@@ -48,6 +48,9 @@ from llmtasks.store.tables import (
 CHUNK = 5_000
 #: More than any job can have.
 _NO_CRASHES_LIMIT = 2_000_000_001
+#: `sent_at` of a row that was written for a message which was there before it. Nobody knows when that was sent:
+#: nothing may count as overtaken by it.
+LONG_AGO = 0.0
 #: Seconds after which a cancelled row is no news to its worker any more.
 CANCEL_NEWS_S = 600.0
 
@@ -94,7 +97,8 @@ def insert(db: Database, new: Sequence[NewJob], *, sent: bool) -> list[bool]:
         _group(connection, new)
         created = set(
             connection.execute(
-                _insert(connection, sent=sent).returning(jobs.c.job_id), [_row(job) for job in new]
+                _insert(connection, sent_at=_sent_at(sent=sent)).returning(jobs.c.job_id),
+                [_row(job) for job in new],
             ).scalars()
         )
     answers = []
@@ -102,6 +106,18 @@ def insert(db: Database, new: Sequence[NewJob], *, sent: bool) -> list[bool]:
         answers.append(job.job_id in created)
         created.discard(job.job_id)
     return answers
+
+
+def insert_received(db: Database, job: NewJob) -> None:
+    """Write the row of a job whose message was there before it, unless its id has one.
+
+    Raises:
+        InvalidOption: an id, a name or a priority that cannot be.
+    """
+    check(job)
+    with db.write() as connection:
+        _group(connection, [job])
+        connection.execute(_insert(connection, sent_at=LONG_AGO), _row(job))
 
 
 def insert_failed(
@@ -123,7 +139,7 @@ def insert_failed(
     check(job)
     with db.write() as connection:
         _group(connection, [job])
-        row = _insert(connection, sent=True).values(
+        row = _insert(connection, sent_at=LONG_AGO).values(
             {"worker_id": worker_id, "claimed_at": epoch(), **_failed(error_type, message)}
         )
         created = connection.execute(row.returning(jobs.c.job_id), _row(job)).first()
@@ -156,7 +172,7 @@ def check(job: NewJob) -> None:
 
 def add_rows(connection: Connection, new: Sequence[NewJob], *, sent: bool) -> None:
     """Insert checked jobs in their order; an id that has a row keeps it."""
-    statement = _insert(connection, sent=sent)
+    statement = _insert(connection, sent_at=_sent_at(sent=sent))
     for start in range(0, len(new), CHUNK):
         connection.execute(statement, [_row(job) for job in new[start : start + CHUNK]])
 
@@ -423,7 +439,11 @@ def running_cancelled(db: Database, worker_id: str) -> list[str]:
         )
 
 
-def _insert(connection: Connection, *, sent: bool) -> dialect.Insert:
+def _sent_at(*, sent: bool) -> ColumnElement[Any]:
+    return epoch() if sent else sa.null()
+
+
+def _insert(connection: Connection, *, sent_at: ColumnElement[Any] | float) -> dialect.Insert:
     """One statement for a row: it pins the text that its document has now."""
     pinned = (
         sa.select(documents.c.content_hash)
@@ -438,7 +458,7 @@ def _insert(connection: Connection, *, sent: bool) -> dialect.Insert:
         .values(
             document_hash=pinned,
             created_at=epoch(),
-            sent_at=epoch() if sent else sa.null(),
+            sent_at=sent_at,
             deadline_at=epoch() + bindparam("of_deadline", type_=sa.Double()),
             state=JobState.QUEUED.value,
             fence=0,
