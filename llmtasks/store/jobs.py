@@ -188,13 +188,16 @@ def get(db: Database, job_id: str) -> Job | None:
     return None if row is None else Job(**_values(row))
 
 
+#: Its deadline, if it has one, has not passed: it may be begun.
+IN_TIME = sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > epoch())
+
 _CLAIM = (
     sa.update(jobs)
     .where(
         jobs.c.job_id == bindparam("the_job"),
         jobs.c.crashes < bindparam("the_crashes"),
         sa.or_(QUEUED, sa.and_(WAITING, jobs.c.not_before <= epoch())),
-        sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > epoch()),
+        IN_TIME,
     )
     .values(
         state=JobState.RUNNING.value,

@@ -78,6 +78,19 @@ def test_callers_are_told_the_sink_is_and_the_batch_ends(db):
     assert batches.status(db, "batch").state == "failed"
 
 
+def test_the_overdue_are_neither_woken_nor_fed_but_ended(db):
+    parked = claimed(db, "parked", deadline_s=9.0)
+    jobs.park(db, parked, -1.0, "openai: RateLimitError", attempts=0, deferred=True)
+    rows = [new_job(one, deadline_s=9.0, batch_id="b", direct=False) for one in ("late", "soon")]
+    batches.create(db, "b", "default", "summarize", {}, rows)
+    overdue(db, "parked")
+    overdue(db, "late")
+    assert feed.wake_due(db) == 0
+    assert [row.job_id for row in feed.fill(db, "summarize", 9, 600.0)] == ["soon"]
+    assert deadlines.end_overdue(db) == 2
+    assert ended(db, "parked")[2].endswith("it was waiting: openai: RateLimitError")
+
+
 def test_no_more_than_the_limit_are_ended_the_longest_overdue_first(db):
     for late in (5.0, 7.0, 6.0):
         timed(db, f"{late:.0f}", by_s=late)
