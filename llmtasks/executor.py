@@ -58,7 +58,7 @@ from llmtasks.store.calls import NewCall
 from llmtasks.store.engine import Database
 from llmtasks.store.jobs import ClaimedJob
 from llmtasks.store.results import NewResult
-from llmtasks.store.retention import DAY_S
+from llmtasks.store.retention import may_be_removed
 from llmtasks.text.keys import request_key
 
 T = TypeVar("T")
@@ -246,10 +246,9 @@ class Executor:
 
     def _is_past(self, sent_at: float | None) -> bool:
         """Whether a job whose row rang then has ended, and was removed: it must not run once more."""
-        days = self.settings.retention.jobs_days
-        if days is None or sent_at is None:
+        if sent_at is None:
             return False
-        return time.time() - sent_at > days * DAY_S
+        return may_be_removed(sent_at, time.time(), self.settings.retention.jobs_days)
 
     def _claim_alone(self, row: Job, ending: contextlib.ExitStack) -> ClaimedJob | Outcome:
         """Claim a job that fails with the next worker it loses, unless another such one runs here.

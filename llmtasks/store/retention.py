@@ -41,6 +41,8 @@ from llmtasks.store.tables import (
 #: Rows looked at by one transaction.
 CHUNK = 100
 DAY_S = 86_400.0
+#: Seconds by which clocks may differ.
+CLOCKS_S = 3_600.0
 _TURN = "retention"
 
 
@@ -181,6 +183,14 @@ def _removable(older_than_s: float) -> ColumnElement[bool]:
     unsent = sa.and_(jobs.c.sent_at.is_(None), jobs.c.direct.is_(False))
     told = sa.or_(jobs.c.sent_at < before, unsent)
     return sa.and_(ENDED, jobs.c.finished_at < before, told, ~undelivered)
+
+
+def may_be_removed(sent_at: float, now: float, jobs_days: float | None) -> bool:
+    """Whether the row of a job whose last message was sent then may be removed by `now`.
+
+    Both are seconds since the epoch, by the clocks of two machines, neither of them the database's.
+    """
+    return jobs_days is not None and now - sent_at > jobs_days * DAY_S - CLOCKS_S
 
 
 def _remove(db: Database, seqs: Sequence[int], older_than_s: float) -> int:

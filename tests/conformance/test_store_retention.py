@@ -394,6 +394,20 @@ def test_of_all_who_ask_one_gets_the_turn(db):
     assert retention.turn(db, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("age_s", "days", "may"),
+    [
+        (2.1 * DAY_S, 2.0, True),
+        # The database's clock may be ahead of those of producer and worker.
+        (2.0 * DAY_S - 1_800.0, 2.0, True),
+        (1.9 * DAY_S, 2.0, False),
+        (999 * DAY_S, None, False),
+    ],
+)
+def test_from_when_on_a_message_may_have_outlived_its_row(age_s, days, may):
+    assert retention.may_be_removed(1e9, 1e9 + age_s, days) is may
+
+
 def test_a_message_that_outlived_its_job_does_not_run_it_once_more(db):
     settings = Settings(retention=Retention(jobs_days=1))
     executor = Executor(
