@@ -18,6 +18,10 @@ from llmtasks.task_types import queue as queue_of
 #: The one task's name, as other programs send it.
 TASK_NAME = "llmtasks.process_document"
 
+#: The queue of messages that only tell callers how a job ended. Every worker consumes it, also while the
+#: queue of the job's type rests. No task type's queue can be named like it.
+TOLD_QUEUE = "llmtasks.told"
+
 #: The broker's own priorities (0 is first): direct jobs stand before fed ones, nothing more.
 DIRECT_PRIORITY = 0
 FED_PRIORITY = 3
@@ -134,8 +138,12 @@ def send(
     keep_result: bool,
     group_id: str | None,
     canvas: Mapping[str, Any] | None,
+    queue: str | None = None,
 ) -> None:
-    """Publish a job that SQL knows, below `send_task`: that would subscribe this worker to its result."""
+    """Publish a job that SQL knows, below `send_task`: that would subscribe this worker to its result.
+
+    Without a `queue` into that of its task type.
+    """
     again = dict(canvas or {})
     message = app.amqp.create_task_message(
         job_id,
@@ -154,7 +162,7 @@ def send(
         TASK_NAME,
         message,
         headers={SENT_AT: time.time()},
-        queue=queue_of(args[1]),
+        queue=queue or queue_of(args[1]),
         priority=DIRECT_PRIORITY if keep_result else FED_PRIORITY,
         retry=False,
     )

@@ -11,6 +11,7 @@ from typing import Any
 from kombu.entity import Queue as _Queue
 
 from llmtasks import settings as _settings
+from llmtasks.celery_app import TOLD_QUEUE as _TOLD_QUEUE
 from llmtasks.task_types import names as _names
 from llmtasks.task_types import queue as _queue
 
@@ -40,8 +41,8 @@ accept_content = ["json"]
 result_accept_content = ["json"]
 
 # --- where to ----------------------------------------------------------------------------------------
-# A worker serves every task type unless its `--queues` say otherwise.
-task_queues = [_Queue(_queue(name)) for name in _names()]  # type: ignore[no-untyped-call]
+# A worker serves every task type unless its `--queues` say otherwise; what only tells, always.
+task_queues = [_Queue(name) for name in (*map(_queue, _names()), _TOLD_QUEUE)]  # type: ignore[no-untyped-call]
 task_default_queue = "llm.default"
 
 

@@ -58,7 +58,7 @@ from llmtasks.store.calls import NewCall
 from llmtasks.store.engine import Database
 from llmtasks.store.jobs import ClaimedJob
 from llmtasks.store.results import NewResult
-from llmtasks.store.retention import DAY_S
+from llmtasks.store.retention import may_be_removed
 from llmtasks.text.keys import request_key
 
 T = TypeVar("T")
@@ -236,7 +236,7 @@ class Executor:
     def _recorded(self, new: NewJob) -> ClaimedJob | Outcome:
         """Give a job its row, and claim it; one that can only fail gets one that has."""
         if not isinstance(new, Refused):
-            jobs.insert(self.db, [new], sent=True)
+            jobs.insert_received(self.db, new)
             return jobs.claim(self.db, new.job_id, self.worker_id) or Elsewhere()
         name = InvalidOption.__name__
         jobs.insert_failed(self.db, new, self.worker_id, name, new.fault, to_sink=self.to_sink)
@@ -246,10 +246,9 @@ class Executor:
 
     def _is_past(self, sent_at: float | None) -> bool:
         """Whether a job whose row rang then has ended, and was removed: it must not run once more."""
-        days = self.settings.retention.jobs_days
-        if days is None or sent_at is None:
+        if sent_at is None:
             return False
-        return time.time() - sent_at > days * DAY_S
+        return may_be_removed(sent_at, time.time(), self.settings.retention.jobs_days)
 
     def _claim_alone(self, row: Job, ending: contextlib.ExitStack) -> ClaimedJob | Outcome:
         """Claim a job that fails with the next worker it loses, unless another such one runs here.

@@ -56,6 +56,10 @@ MOVES: Mapping[JobState, frozenset[JobState]] = {
     JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
 
+#: The option that a refused job's row has, with the reason: it fails for it again when it is retried. No
+#: task type can have an option of this name.
+REFUSED_OPTION = "llmtasks.refused"
+
 #: States a job does not leave by itself.
 ENDED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
@@ -108,7 +112,9 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused(NewJob):
-    """A job as a foreign message describes it, which can only fail: `fault` says why."""
+    """A job as a foreign message describes it, which can only fail: `fault` says why, and so do its options
+    (`REFUSED_OPTION`), for a retry.
+    """
 
     fault: str
 

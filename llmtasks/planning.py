@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from llmtasks import task_types
-from llmtasks.errors import ConfigurationError
+from llmtasks.errors import ConfigurationError, InvalidOption
+from llmtasks.jobs import REFUSED_OPTION
 from llmtasks.messages import Request
 from llmtasks.settings import Provider, Settings, Task
 from llmtasks.task_types.base import load_prompt
@@ -95,6 +96,8 @@ def plan(settings: Settings, task_type: str, options: Mapping[str, Any]) -> Plan
         ConfigurationError: no provider may serve the task type, or its prompt is broken.
     """
     kind = task_types.get(task_type)
+    if REFUSED_OPTION in options:
+        raise InvalidOption(str(options[REFUSED_OPTION]))
     parsed = task_types.parse_options(task_type, options)
     providers = settings.providers_for(task_type)
     if not providers:

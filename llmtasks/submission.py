@@ -91,20 +91,18 @@ def deadline(given: object) -> float | None:
     return float(seconds)
 
 
-def check_size(options: Mapping[str, Any]) -> None:
-    """Refuse options that are no JSON, or too much of it.
+def check_size(given: Mapping[str, Any], *, what: str = "options", most: int | None = None) -> None:
+    """Refuse what is no JSON, or more than `most` bytes of it; None: as much as options may have.
 
     Raises:
         InvalidOption: says how much it is, and how much may be.
     """
     try:
-        size = json_size(options)
+        size, most = json_size(given), MAX_OPTIONS_BYTES if most is None else most
     except (ValueError, TypeError, RecursionError):
-        raise InvalidOption("the options must be plain values, lists and objects of JSON") from None
-    if size > MAX_OPTIONS_BYTES:
-        raise InvalidOption(
-            f"the options have {size:,} bytes as JSON; at most {MAX_OPTIONS_BYTES:,} are allowed"
-        )
+        raise InvalidOption(f"the {what} must be plain values, lists and objects of JSON") from None
+    if size > most:
+        raise InvalidOption(f"the {what} have {size:,} bytes as JSON; at most {most:,} are allowed")
 
 
 def message_options(job: Options) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import celery
 from celery.exceptions import Ignore, Reject, Retry
@@ -36,12 +36,27 @@ from llmtasks.errors import (
     StoreUnavailable,
     UsageError,
 )
-from llmtasks.jobs import MAX_PRIORITY, Completed, Elsewhere, NewJob, Outcome, Parked, Refused
+from llmtasks.jobs import (
+    MAX_PRIORITY,
+    REFUSED_OPTION,
+    Completed,
+    Elsewhere,
+    NewJob,
+    Outcome,
+    Parked,
+    Refused,
+)
 from llmtasks.settings import current
 from llmtasks.store.process import database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
+
+#: Bytes that the chain, chord and callbacks of a message may have as JSON. A chain of a thousand jobs has a
+#: quarter of it.
+MAX_CANVAS_BYTES = 1_048_576
 
 _CANVAS = ("group_index", "chord", "chain", "link", "link_error", "root_id", "parent_id")
 
@@ -228,42 +243,61 @@ def described(
 def received(request: Any, document_id: str, task_type: str, options: Mapping[str, Any]) -> NewJob:
     """The job that a message describes, unchecked: a wrong option fails the job, not the message.
 
-    What no row shall hold is left out of it, and it is one that can only fail.
+    What no row shall hold is left out of it, and it is one that can only fail, also when it is retried.
     """
     own = dict(options)
     tenant = own.pop("tenant", "default")
     priority = own.pop("priority", 0)
     fresh, given = bool(own.pop("fresh", False)), own.pop("deadline_s", None)
-    deadline_s, fault = None, None
-    try:
-        deadline_s = submission.deadline(given)
-        submission.check_size(own)
-    except InvalidOption as error:
-        own, fault = {}, str(error)
-    make = NewJob if fault is None else functools.partial(Refused, fault=fault)
+    deadline_s, no_deadline = _tried(submission.deadline, given)
+    canvas, no_canvas = _tried(_checked_canvas, request)
+    sized, no_options = _tried(_sized, own)
+    fault = no_deadline or no_options or no_canvas
+    kept = dict(sized or {})
+    make: Callable[..., NewJob] = NewJob
+    if fault is not None:
+        kept[REFUSED_OPTION] = fault
+        make = functools.partial(Refused, fault=fault)
     return make(
         job_id=request.id,
         document_id=str(document_id),
         task_type=str(task_type),
         tenant=tenant if isinstance(tenant, str) else "default",
-        options=own,
+        options=kept,
         priority=priority if isinstance(priority, int) and 0 <= priority <= MAX_PRIORITY else 0,
         fresh=fresh,
         deadline_s=deadline_s,
         direct=not request.ignore_result,
         batch_id=request.group,
-        canvas=_canvas(
-            {
-                "group_index": request.group_index,
-                "chord": request.chord,
-                "chain": request.chain,
-                "link": request.callbacks,
-                "link_error": request.errbacks,
-                "root_id": request.root_id,
-                "parent_id": request.parent_id,
-            }
-        ),
+        canvas=canvas,
     )
+
+
+def _tried(read: Callable[[Any], T], given: object) -> tuple[T | None, str | None]:
+    """What is read, or why it cannot be."""
+    try:
+        return read(given), None
+    except InvalidOption as error:
+        return None, str(error)
+
+
+def _sized(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    submission.check_size(options)
+    return options
+
+
+def _checked_canvas(request: Any) -> dict[str, Any] | None:
+    found = {
+        "group_index": request.group_index,
+        "chord": request.chord,
+        "chain": request.chain,
+        "link": request.callbacks,
+        "link_error": request.errbacks,
+        "root_id": request.root_id,
+        "parent_id": request.parent_id,
+    }
+    submission.check_size(found, what="chain, chord and callbacks", most=MAX_CANVAS_BYTES)
+    return _canvas(found)
 
 
 def _canvas(options: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from typing import Any
 from celery import bootsteps, signals
 
 from llmtasks import admission, checks, documents, logs, metrics, providers, task_types, tasks
-from llmtasks.celery_app import app
+from llmtasks.celery_app import TOLD_QUEUE, app
 from llmtasks.errors import ConfigurationError, LLMTasksError
 from llmtasks.executor import Executor, Watch
 from llmtasks.gateway import Gateway
@@ -246,8 +246,10 @@ def connect() -> None:
     def starting(sender: Any = None, **_: Any) -> None:
         logs.configure(current().log.level)
         _require_threads(sender)
-        queues = sorted(app.amqp.queues.consume_from)
-        runtime = Runtime(current(), int(sender.concurrency), queues)
+        queues = app.amqp.queues
+        served = sorted(queues.consume_from.keys() - {TOLD_QUEUE})
+        queues.select_add(queues[TOLD_QUEUE])  # whatever its `--queues` say
+        runtime = Runtime(current(), int(sender.concurrency), served)
         runtime.start()
         holder["runtime"] = runtime
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmtasks import logs, metrics
 from llmtasks.admission import Decider, ProviderState
-from llmtasks.celery_app import app, depth, send
+from llmtasks.celery_app import TOLD_QUEUE, app, depth, send
 from llmtasks.errors import AdmissionUnavailable, LLMTasksError
 from llmtasks.executor import Executor
 from llmtasks.loop import LoopThread
@@ -214,9 +214,12 @@ class Maintenance:
                 metrics.provider_state.labels(status.name, state).set(state == status.state)
 
     def tell(self, task_type: str) -> int:
-        """Tell callers in `.get()` whose jobs ended without a message that would; how many."""
+        """Tell callers in `.get()` whose jobs ended without a message that would; how many.
+
+        Not through the queue of their type, which may rest.
+        """
         rows = feed.untold(self._db, task_type, CHUNK)
-        self._publish(rows)
+        self._publish(rows, queue=TOLD_QUEUE)
         return len(rows)
 
     def feed(self, task_type: str) -> int:
@@ -263,7 +266,7 @@ class Maintenance:
         self._publish(rows)
         return len(rows)
 
-    def _publish(self, rows: Sequence[Sendable]) -> None:
+    def _publish(self, rows: Sequence[Sendable], *, queue: str | None = None) -> None:
         """Ring for rows that are marked as sent; those that could not be are unmarked."""
         if not rows:
             return
@@ -271,14 +274,14 @@ class Maintenance:
         try:
             with app.producer_or_acquire() as producer:
                 for row in rows:
-                    _send(producer, row)
+                    _send(producer, row, queue)
                     sent += 1
         finally:
             if sent < len(rows):
                 jobs.unsend(self._db, [row.job_id for row in rows[sent:]])
 
 
-def _send(producer: Any, row: Sendable) -> None:
+def _send(producer: Any, row: Sendable, queue: str | None) -> None:
     send(
         producer,
         job_id=row.job_id,
@@ -287,4 +290,5 @@ def _send(producer: Any, row: Sendable) -> None:
         keep_result=row.direct,
         group_id=row.batch_id if row.direct else None,
         canvas=row.canvas,
+        queue=queue,
     )

@@ -74,16 +74,20 @@ def create(
     if not rows:
         return 0
     with db.write() as connection:
+        batch = dialect.insert(connection, batches_table).values(
+            batch_id=batch_id,
+            tenant=tenant,
+            task_type=task_type,
+            options=dict(options),
+            created_at=epoch(),
+        )
         connection.execute(
-            dialect.insert(connection, batches_table)
-            .values(
-                batch_id=batch_id,
-                tenant=tenant,
-                task_type=task_type,
-                options=dict(options),
-                created_at=epoch(),
+            # Changes nothing, and holds one that is there: nobody removes it while it gets jobs.
+            batch.on_conflict_do_update(
+                index_elements=[batches_table.c.batch_id],
+                set_={"created_at": batch.excluded.created_at},
+                where=sa.false(),
             )
-            .on_conflict_do_nothing()
         )
         jobs.add_rows(connection, rows, sent=False)
         return connection.execute(

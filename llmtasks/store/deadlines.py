@@ -73,6 +73,7 @@ def _end(
         .where(jobs.c.seq == sa.bindparam("the_row"))
         .values(
             state=JobState.FAILED.value,
+            fence=jobs.c.fence + 1,  # whoever still runs it has lost it, and says what the row says
             finished_at=epoch(),
             not_before=None,
             reason=None,

@@ -19,6 +19,7 @@ from llmtasks.errors import DeadlineExceeded
 from llmtasks.jobs import MAX_PRIORITY, JobState
 from llmtasks.store import dialect
 from llmtasks.store.engine import Database, epoch
+from llmtasks.store.jobs import IN_TIME
 from llmtasks.store.tables import (
     FEEDABLE,
     FINISHED,
@@ -133,8 +134,11 @@ def fill(db: Database, task_type: str, room: int, ageing_s: float) -> list[Senda
 
 
 def wake_due(db: Database, limit: int = 1000) -> int:
-    """Queue the waiting jobs whose time has come, for the feeder to send; how many."""
-    due = sa.and_(WAITING, jobs.c.not_before <= epoch())
+    """Queue the waiting jobs whose time has come, for the feeder to send; how many.
+
+    Those whose deadline has passed stay what they are until that ends them: it says what they waited for.
+    """
+    due = sa.and_(WAITING, jobs.c.not_before <= epoch(), IN_TIME)
     rows = sa.select(jobs.c.seq).where(due).order_by(jobs.c.not_before).limit(limit)
     with db.write() as connection:
         woken = connection.execute(
@@ -205,11 +209,15 @@ def lanes(db: Database, task_type: str) -> list[Lane]:
 
 
 def take(db: Database, task_type: str, lane: Lane, limit: int) -> list[Sendable]:
-    """Mark the next rows of a lane sent, and return them in arrival order."""
+    """Mark the next rows of a lane sent, and return them in arrival order.
+
+    Not those whose deadline has passed: nobody would begin them.
+    """
     rows = (
         sa.select(jobs.c.seq)
         .where(
             FEEDABLE,
+            IN_TIME,
             jobs.c.task_type == task_type,
             jobs.c.priority == lane.priority,
             jobs.c.tenant == lane.tenant,

@@ -48,6 +48,9 @@ from llmtasks.store.tables import (
 CHUNK = 5_000
 #: More than any job can have.
 _NO_CRASHES_LIMIT = 2_000_000_001
+#: `sent_at` of a row that was written for a message which was there before it. Nobody knows when that was sent:
+#: nothing may count as overtaken by it.
+LONG_AGO = 0.0
 #: Seconds after which a cancelled row is no news to its worker any more.
 CANCEL_NEWS_S = 600.0
 
@@ -94,7 +97,8 @@ def insert(db: Database, new: Sequence[NewJob], *, sent: bool) -> list[bool]:
         _group(connection, new)
         created = set(
             connection.execute(
-                _insert(connection, sent=sent).returning(jobs.c.job_id), [_row(job) for job in new]
+                _insert(connection, sent_at=_sent_at(sent=sent)).returning(jobs.c.job_id),
+                [_row(job) for job in new],
             ).scalars()
         )
     answers = []
@@ -102,6 +106,18 @@ def insert(db: Database, new: Sequence[NewJob], *, sent: bool) -> list[bool]:
         answers.append(job.job_id in created)
         created.discard(job.job_id)
     return answers
+
+
+def insert_received(db: Database, job: NewJob) -> None:
+    """Write the row of a job whose message was there before it, unless its id has one.
+
+    Raises:
+        InvalidOption: an id, a name or a priority that cannot be.
+    """
+    check(job)
+    with db.write() as connection:
+        _group(connection, [job])
+        connection.execute(_insert(connection, sent_at=LONG_AGO), _row(job))
 
 
 def insert_failed(
@@ -123,7 +139,7 @@ def insert_failed(
     check(job)
     with db.write() as connection:
         _group(connection, [job])
-        row = _insert(connection, sent=True).values(
+        row = _insert(connection, sent_at=LONG_AGO).values(
             {"worker_id": worker_id, "claimed_at": epoch(), **_failed(error_type, message)}
         )
         created = connection.execute(row.returning(jobs.c.job_id), _row(job)).first()
@@ -156,7 +172,7 @@ def check(job: NewJob) -> None:
 
 def add_rows(connection: Connection, new: Sequence[NewJob], *, sent: bool) -> None:
     """Insert checked jobs in their order; an id that has a row keeps it."""
-    statement = _insert(connection, sent=sent)
+    statement = _insert(connection, sent_at=_sent_at(sent=sent))
     for start in range(0, len(new), CHUNK):
         connection.execute(statement, [_row(job) for job in new[start : start + CHUNK]])
 
@@ -172,13 +188,16 @@ def get(db: Database, job_id: str) -> Job | None:
     return None if row is None else Job(**_values(row))
 
 
+#: Its deadline, if it has one, has not passed: it may be begun.
+IN_TIME = sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > epoch())
+
 _CLAIM = (
     sa.update(jobs)
     .where(
         jobs.c.job_id == bindparam("the_job"),
         jobs.c.crashes < bindparam("the_crashes"),
         sa.or_(QUEUED, sa.and_(WAITING, jobs.c.not_before <= epoch())),
-        sa.or_(jobs.c.deadline_at.is_(None), jobs.c.deadline_at > epoch()),
+        IN_TIME,
     )
     .values(
         state=JobState.RUNNING.value,
@@ -374,21 +393,26 @@ def retry(db: Database, target: str, *, failed_only: bool = False) -> int:
         "error_message": None,
         "deadline_at": epoch() + jobs.c.deadline_s,
     }
+    again = [JobState.FAILED] if failed_only else [JobState.FAILED, JobState.CANCELLED]
     with db.write() as connection:
-        rows = _rows_of(connection, target)
+        _rows_of(connection, target)
         connection.execute(
             sa.update(batches)
             .where(batches.c.batch_id.in_([target, _batch_of(target)]))
             .values(cancelled_at=None)
         )
+        rows = _rows_of(
+            connection, target
+        )  # now that its batch is held: it may just have been removed
         started = connection.execute(sa.select(epoch())).scalar_one()
-    again = [JobState.FAILED] if failed_only else [JobState.FAILED, JobState.CANCELLED]
-    ended = sa.and_(
-        in_state(*again),
-        # A job that fails again while we are at it is not retried a second time.
-        jobs.c.finished_at <= started,
-    )
-    return sum(_sweep(db, rows, ended, values))
+        ended = sa.and_(
+            in_state(*again),
+            # A job that fails again while we are at it is not retried a second time.
+            jobs.c.finished_at <= started,
+        )
+        # While the batch is held: whoever removes it then sees that it has open jobs.
+        first = _sweep_chunk(connection, rows, ended, values)
+    return len(first) + sum(_sweep(db, rows, ended, values, first))
 
 
 def running(db: Database, worker_id: str) -> list[ClaimedJob]:
@@ -418,7 +442,11 @@ def running_cancelled(db: Database, worker_id: str) -> list[str]:
         )
 
 
-def _insert(connection: Connection, *, sent: bool) -> dialect.Insert:
+def _sent_at(*, sent: bool) -> ColumnElement[Any]:
+    return epoch() if sent else sa.null()
+
+
+def _insert(connection: Connection, *, sent_at: ColumnElement[Any] | float) -> dialect.Insert:
     """One statement for a row: it pins the text that its document has now."""
     pinned = (
         sa.select(documents.c.content_hash)
@@ -433,7 +461,7 @@ def _insert(connection: Connection, *, sent: bool) -> dialect.Insert:
         .values(
             document_hash=pinned,
             created_at=epoch(),
-            sent_at=epoch() if sent else sa.null(),
+            sent_at=sent_at,
             deadline_at=epoch() + bindparam("of_deadline", type_=sa.Double()),
             state=JobState.QUEUED.value,
             fence=0,
@@ -551,26 +579,41 @@ def _rows_of(connection: Connection, target: str) -> ColumnElement[bool]:
 
 
 def _sweep(
-    db: Database, which: ColumnElement[bool], state: ColumnElement[bool], values: Mapping[str, Any]
+    db: Database,
+    which: ColumnElement[bool],
+    state: ColumnElement[bool],
+    values: Mapping[str, Any],
+    moved: Sequence[int] | None = None,
 ) -> Iterator[int]:
-    """Move all rows of a target that are in a state, in arrival order, a chunk per transaction."""
-    after = 0
-    while True:
-        rows = (
-            sa.select(jobs.c.seq)
-            .where(which, state, jobs.c.seq > after)
-            .order_by(jobs.c.seq)
-            .limit(CHUNK)
-        )
+    """Move all rows of a target that are in a state, in arrival order, a chunk per transaction.
+
+    Goes on after `moved`, a chunk that was moved already.
+    """
+    while moved is None or len(moved) == CHUNK:
+        after = max(moved) if moved else 0
         with db.write() as connection:
-            moved = connection.execute(
-                sa.update(jobs)
-                .where(dialect.locked(rows, skip=False), state)
-                .values(**values)
-                .returning(jobs.c.seq)
-            ).scalars()
-            seqs = list(moved)
-        yield len(seqs)
-        if len(seqs) < CHUNK:
-            return
-        after = max(seqs)
+            moved = _sweep_chunk(connection, which, state, values, after)
+        yield len(moved)
+
+
+def _sweep_chunk(
+    connection: Connection,
+    which: ColumnElement[bool],
+    state: ColumnElement[bool],
+    values: Mapping[str, Any],
+    after: int = 0,
+) -> Sequence[int]:
+    """Move the first rows after that one; which they were."""
+    rows = (
+        sa.select(jobs.c.seq)
+        .where(which, state, jobs.c.seq > after)
+        .order_by(jobs.c.seq)
+        .limit(CHUNK)
+    )
+    moved = (
+        sa.update(jobs)
+        .where(dialect.locked(rows, skip=False), state)
+        .values(**values)
+        .returning(jobs.c.seq)
+    )
+    return connection.execute(moved).scalars().all()

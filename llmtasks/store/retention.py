@@ -41,6 +41,8 @@ from llmtasks.store.tables import (
 #: Rows looked at by one transaction.
 CHUNK = 100
 DAY_S = 86_400.0
+#: Seconds by which clocks may differ.
+CLOCKS_S = 3_600.0
 _TURN = "retention"
 
 
@@ -183,6 +185,14 @@ def _removable(older_than_s: float) -> ColumnElement[bool]:
     return sa.and_(ENDED, jobs.c.finished_at < before, told, ~undelivered)
 
 
+def may_be_removed(sent_at: float, now: float, jobs_days: float | None) -> bool:
+    """Whether the row of a job whose last message was sent then may be removed by `now`.
+
+    Both are seconds since the epoch, by the clocks of two machines, neither of them the database's.
+    """
+    return jobs_days is not None and now - sent_at > jobs_days * DAY_S - CLOCKS_S
+
+
 def _remove(db: Database, seqs: Sequence[int], older_than_s: float) -> int:
     """Remove those of the jobs that may go. What somebody holds is left for another time."""
     with db.write() as connection:
@@ -265,7 +275,9 @@ def remove_documents(db: Database, older_than_s: float) -> Iterator[int]:
     for page in pages(db, _old_documents(older_than_s), order, CHUNK):
         gone: list[tuple[str, str]] = []
         with db.write() as connection:
-            for _, tenant, document_id in page:  # SQLite finds a pair of keys only one by one
+            # One by one, because SQLite finds a pair of keys only so; in the order in which documents are
+            # added, because PostgreSQL holds each from here on.
+            for tenant, document_id in sorted((tenant, name) for _, tenant, name in page):
                 one = sa.and_(documents.c.tenant == tenant, documents.c.document_id == document_id)
                 removed = connection.execute(
                     sa.delete(documents)

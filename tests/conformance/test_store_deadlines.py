@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from support.rows import at_once, change, claimed, column, new_job, new_result, register
 
+from llmtasks.errors import InvalidOption
+from llmtasks.executor import Executor, Watch
 from llmtasks.jobs import JobState
+from llmtasks.settings import Settings
 from llmtasks.store import batches, deadlines, feed, jobs, outbox, workers
+from llmtasks.tasks import received
 
 
 def overdue(db, job_id, by_s=1.0):
@@ -72,6 +78,19 @@ def test_callers_are_told_the_sink_is_and_the_batch_ends(db):
     assert batches.status(db, "batch").state == "failed"
 
 
+def test_the_overdue_are_neither_woken_nor_fed_but_ended(db):
+    parked = claimed(db, "parked", deadline_s=9.0)
+    jobs.park(db, parked, -1.0, "openai: RateLimitError", attempts=0, deferred=True)
+    rows = [new_job(one, deadline_s=9.0, batch_id="b", direct=False) for one in ("late", "soon")]
+    batches.create(db, "b", "default", "summarize", {}, rows)
+    overdue(db, "parked")
+    overdue(db, "late")
+    assert feed.wake_due(db) == 0
+    assert [row.job_id for row in feed.fill(db, "summarize", 9, 600.0)] == ["soon"]
+    assert deadlines.end_overdue(db) == 2
+    assert ended(db, "parked")[2].endswith("it was waiting: openai: RateLimitError")
+
+
 def test_no_more_than_the_limit_are_ended_the_longest_overdue_first(db):
     for late in (5.0, 7.0, 6.0):
         timed(db, f"{late:.0f}", by_s=late)
@@ -125,7 +144,9 @@ def test_a_running_job_that_its_worker_does_not_end_is_ended_after_a_while(db):
     overdue(db, "job", by_s=deadlines.GRACE_S + 1.0)
     assert deadlines.end_overdue(db) == 1
     assert ended(db)[2] == "not done within 600 s: its worker was busy with it"
+    # Its caller hears what the row says.
     assert not jobs.complete(db, job, new_result())
+    assert not jobs.fail(db, job, "DocumentSourceFailed", "it came to nothing")
 
 
 def test_the_job_of_a_dead_worker_is_ended_not_run_again(db):
@@ -163,3 +184,18 @@ def test_a_job_that_can_only_fail_has_a_failed_row_at_once(db):
     assert batches.status(db, "group").failed == 1
     assert outbox.waiting(db).count == 1
     assert jobs.claim(db, "job", "worker") is None
+
+
+def test_a_refused_job_that_is_retried_fails_again_without_a_call(db):
+    executor = Executor(
+        db=db, gateway=None, loop=None, settings=Settings(), worker_id="worker", converters=None
+    )
+    message = SimpleNamespace(id="job", ignore_result=False, group=None, group_index=None)
+    for absent in ("chord", "chain", "callbacks", "errbacks", "root_id", "parent_id"):
+        setattr(message, absent, None)
+    job = received(message, "doc", "summarize", {"max_words": 9, "deadline_s": "soon"})
+    for again in (False, True):
+        with pytest.raises(InvalidOption, match="deadline_s must be a number"):
+            executor.run(job, Watch())
+        assert jobs.retry(db, "job") == 1, again
+    assert jobs.get(db, "job").options["max_words"] == 9

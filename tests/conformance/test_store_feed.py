@@ -200,6 +200,21 @@ def test_the_forgotten_are_limited_and_the_longest_sent_come_first(db):
     assert sorted(ids(found)) == ["b", "c"]
 
 
+@pytest.mark.parametrize("fate", ["running", "completed", "refused"])
+def test_a_row_that_a_worker_wrote_for_a_foreign_message_has_overtaken_nobody(db, fate):
+    register(db)
+    jobs.insert(db, [new_job("waits")], sent=True)
+    change(db, "waits", sent_at=db.now() - 200)
+    foreign = new_job("foreign")
+    if fate == "refused":
+        jobs.insert_failed(db, foreign, "worker", "InvalidOption", "no")
+    else:
+        jobs.insert_received(db, foreign)
+        held = jobs.claim(db, "foreign", "worker")
+        assert fate == "running" or jobs.complete(db, held, new_result())
+    assert feed.forgotten(db, "summarize", 10.0, queue_empty=False, limit=10) == []
+
+
 @pytest.mark.parametrize("overtaker", ["running", "completed", "failed"])
 def test_in_a_queue_that_is_not_empty_only_the_overtaken_are_sent_again(db, overtaker):
     now = db.now()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 from support.rows import change, claimed, new_call, new_document, new_job, new_result
+from support.stack import eventually
 
+from llmtasks.errors import UnknownJob
 from llmtasks.executor import Executor, Watch
 from llmtasks.jobs import Elsewhere, JobState
 from llmtasks.settings import Retention, Settings
@@ -256,6 +259,46 @@ def test_a_job_that_is_retried_while_its_batch_goes_is_not_lost(db):
     assert keys(db, removals.c.batch_id) == set()
 
 
+def test_a_batch_is_not_removed_under_whoever_is_retrying_it(db, monkeypatch):
+    ended_batch(db)
+    for number in range(5):
+        change(db, f"job-{number}", state="failed")
+    sweep = jobs._sweep
+
+    def removed_between(*given):
+        assert sum(retention.remove_batches(db, OLD_S)) == 0
+        return sweep(*given)
+
+    monkeypatch.setattr(jobs, "_sweep", removed_between)
+    monkeypatch.setattr(jobs, "CHUNK", 2)
+    assert jobs.retry(db, "batch") == 5
+    assert batches.status(db, "batch").queued == 5
+
+
+def test_a_batch_that_was_removed_is_not_retried(db):
+    ended_batch(db)
+    change(db, "job-3", state="failed")
+    assert sum(retention.remove_batches(db, OLD_S)) == 1
+    with pytest.raises(UnknownJob):
+        jobs.retry(db, "batch")
+
+
+def test_a_batch_is_not_removed_under_whoever_is_adding_to_it(db, monkeypatch):
+    if db.is_sqlite:
+        pytest.skip("SQLite has one writer")
+    ended_batch(db)
+    add_rows = jobs.add_rows
+
+    def removed_between(*given, **options):
+        assert sum(retention.remove_batches(db, OLD_S)) == 0
+        add_rows(*given, **options)
+
+    monkeypatch.setattr(jobs, "add_rows", removed_between)
+    new = [new_job("new", batch_id="batch", direct=False)]
+    assert batches.create(db, "batch", "default", "summarize", {}, new) == 6
+    assert batches.status(db, "batch").queued == 1
+
+
 def age_texts(db):
     with db.write() as connection:
         connection.execute(
@@ -318,9 +361,51 @@ def test_a_removed_document_is_added_again_like_a_new_one(db):
     assert not tidied(db)
 
 
+def test_removing_documents_waits_for_whoever_changes_them_and_not_in_a_circle(db):
+    if db.is_sqlite:
+        pytest.skip("SQLite has one writer")
+    documents.add(db, [new_document(name, "old") for name in "ab"] + [new_document("c", "new")])
+    with db.write() as connection:
+        name = documents_table.c.document_id
+        aged = sa.update(documents_table).values(updated_at=sa.case((name == "b", 1.0), else_=2.0))
+        connection.execute(aged.where(name != "c"))
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    def is_waiting():
+        with db.read() as connection:
+            return connection.execute(waiting).scalar_one()
+
+    now = db.now()
+    with ThreadPoolExecutor(1) as pool:
+        with db.write() as connection:
+            documents._update(connection, [new_document("a", "new")], now)
+            removing = pool.submit(lambda: sum(retention.remove_documents(db, DAY_S)))
+            eventually(is_waiting, "the removal waits")
+            documents._update(connection, [new_document("b", "new")], now)
+        assert removing.result(30) == 0
+    assert documents.load(db, "default", "b").text == "new"
+
+
 def test_of_all_who_ask_one_gets_the_turn(db):
     assert [retention.turn(db, 60.0) for _ in range(3)] == [True, False, False]
     assert retention.turn(db, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "days", "may"),
+    [
+        (2.1 * DAY_S, 2.0, True),
+        # The database's clock may be ahead of those of producer and worker.
+        (2.0 * DAY_S - 1_800.0, 2.0, True),
+        (1.9 * DAY_S, 2.0, False),
+        (999 * DAY_S, None, False),
+    ],
+)
+def test_from_when_on_a_message_may_have_outlived_its_row(age_s, days, may):
+    assert retention.may_be_removed(1e9, 1e9 + age_s, days) is may
 
 
 def test_a_message_that_outlived_its_job_does_not_run_it_once_more(db):

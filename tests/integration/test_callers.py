@@ -87,6 +87,33 @@ def test_a_job_revoked_through_celery_is_a_cancelled_job(stack, sim):
     assert sim.stats()["requests"] == 0
 
 
+def test_a_caller_is_told_while_the_queue_of_the_type_rests(stack, sim):
+    sim.faults(kind="429", retry_after=600)
+    stack.script(SEND)
+    worker = stack.worker(concurrency=2, queues="summarize")
+    eventually(lambda: "queue-rests" in worker.output(), "the queue rests")
+    got = stack.script(
+        """
+        import json
+        from llmtasks import cancel, process_document
+        late = process_document.apply_async(("d", "summarize"), {"deadline_s": 1}, task_id="late")
+        gone = process_document.apply_async(("d", "summarize"), task_id="gone")
+        cancel("gone")
+        def told(sent):
+            try:
+                return sent.get(timeout=40)["status"]
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+        print(json.dumps([told(late), told(gone)]))
+        """
+    )
+    assert got == [
+        "DeadlineExceeded: not done within 1 s: it was queued",
+        "JobCancelled: the job was cancelled",
+    ]
+    assert "queue-resumes" not in worker.output()
+
+
 def test_a_result_waits_for_a_redis_that_is_away(make_stack, sim, own_valkey):
     stack = make_stack(providers=[provider(sim.openai_url)], broker=own_valkey)
     sim.latency(1.5)

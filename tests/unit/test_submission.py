@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from llmtasks import settings, submission
 from llmtasks.errors import InvalidOption
-from llmtasks.jobs import NewJob, Refused
+from llmtasks.jobs import REFUSED_OPTION, NewJob, Refused
+from llmtasks.planning import plan
 from llmtasks.tasks import received
 
 MESSAGE = SimpleNamespace(
@@ -78,15 +80,33 @@ def test_no_more_options_than_a_row_shall_hold(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "says", "kept"),
     [
-        (TOO_MUCH, "at most 65,536 are allowed"),
-        ({"deadline_s": "soon"}, "deadline_s must be"),
-        ({"max_words": math.nan}, "values, lists and objects of JSON"),
+        (TOO_MUCH, "at most 65,536 are allowed", {}),
+        ({"deadline_s": "soon", "max_words": 9}, "deadline_s must be", {"max_words": 9}),
+        ({"max_words": math.nan}, "values, lists and objects of JSON", {}),
     ],
 )
-def test_a_foreign_message_that_says_what_cannot_be_is_a_job_that_can_only_fail(wrong, says):
+def test_a_foreign_message_that_says_what_cannot_be_is_a_job_that_can_only_fail(wrong, says, kept):
     job = received(MESSAGE, "d", "summarize", {"tenant": "acme", **wrong})
     assert isinstance(job, Refused)
     assert says in job.fault
-    assert (job.job_id, job.tenant, job.options) == ("job", "acme", {})
+    assert (job.job_id, job.tenant) == ("job", "acme")
+    # Also when it is sent again, and without a call.
+    assert job.options == {**kept, REFUSED_OPTION: job.fault}
+    with pytest.raises(InvalidOption, match=re.escape(job.fault)):
+        plan(settings.Settings(), "summarize", job.options)
+
+
+def test_a_foreign_message_brings_no_more_canvas_than_a_row_shall_hold():
+    link = {"task": "other", "args": ["x" * 1_000], "kwargs": {}, "options": {}}
+    brought = SimpleNamespace(**{**vars(MESSAGE), "chain": [link] * 1_100})
+    job = received(brought, "d", "summarize", {"max_words": 9})
+    assert isinstance(job, Refused)
+    assert "the chain, chord and callbacks have 1," in job.fault
+    assert job.canvas is None
+    assert job.options == {"max_words": 9, REFUSED_OPTION: job.fault}
+    brought.chain = [link] * 900
+    job = received(brought, "d", "summarize", {})
+    assert not isinstance(job, Refused)
+    assert job.canvas == {"chain": brought.chain}
