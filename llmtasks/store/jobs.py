@@ -574,3 +574,4 @@ def _sweep(
         if len(seqs) < CHUNK:
             return
         after = max(seqs)
+        db.give_way()
