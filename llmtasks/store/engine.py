@@ -34,6 +34,9 @@ CONNECT_TIMEOUT_S = 10
 PEER_TIMEOUT_S = 30
 #: Seconds after which PostgreSQL ends a transaction whose client stopped in the middle of it.
 IDLE_TRANSACTION_S = 60
+#: Seconds that SQLite's writers are given between two transactions of long work: those of other processes
+#: look for their turn every 0.1 s at the latest (its busy timeout), and are in no queue.
+GIVE_WAY_S = 0.12
 #: Seconds between two tries to change the journal of a new SQLite file.
 _WAL_RETRY_S = 0.02
 #: The first with UPDATE ... RETURNING.
@@ -106,6 +109,15 @@ class Database:
         """
         with _translated(), self._turn(), self._writing.begin() as connection:
             yield connection
+
+    def give_way(self) -> None:
+        """Let others write, between two transactions of one long piece of work.
+
+        Whoever begins anew at once has SQLite's only writer again before others have looked. PostgreSQL
+        locks rows, and needs none of this.
+        """
+        if self.is_sqlite:
+            time.sleep(GIVE_WAY_S)
 
     def now(self) -> float:
         """The database's clock."""

@@ -48,8 +48,8 @@ from llmtasks.store.tables import (
 CHUNK = 5_000
 #: More than any job can have.
 _NO_CRASHES_LIMIT = 2_000_000_001
-#: `sent_at` of a row that was written for a message which was there before it. Nobody knows when that was sent:
-#: nothing may count as overtaken by it.
+#: `sent_at` of a row that was written for a message which was there before it. Nobody knows when that
+#: was sent: nothing may count as overtaken by it.
 LONG_AGO = 0.0
 #: Seconds after which a cancelled row is no news to its worker any more.
 CANCEL_NEWS_S = 600.0
@@ -591,6 +591,8 @@ def _sweep(
     """
     while moved is None or len(moved) == CHUNK:
         after = max(moved) if moved else 0
+        if moved is not None:
+            db.give_way()
         with db.write() as connection:
             moved = _sweep_chunk(connection, which, state, values, after)
         yield len(moved)

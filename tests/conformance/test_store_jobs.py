@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+
 import pytest
 import sqlalchemy as sa
 from support.rows import (
@@ -18,6 +21,7 @@ from support.rows import (
 from llmtasks.errors import InvalidOption, UnknownJob
 from llmtasks.jobs import JobState
 from llmtasks.store import batches, documents, feed, jobs, results, workers
+from llmtasks.store.engine import Database
 from llmtasks.store.tables import batches as batches_table
 
 
@@ -404,6 +408,37 @@ def test_a_batch_larger_than_a_chunk_is_cancelled_and_retried_whole(db, monkeypa
     assert jobs.cancel(db, "batch") == 23
     assert jobs.retry(db, "batch") == 23
     assert batches.status(db, "batch").queued == 23
+
+
+def test_another_process_writes_between_two_chunks_of_a_cancelled_batch(
+    sqlite_file, tmp_path, monkeypatch
+):
+    path = shutil.copy(sqlite_file, tmp_path)
+    db, other = Database(f"sqlite:///{path}"), Database(f"sqlite:///{path}")
+    rows = [new_job(str(n), batch_id="batch", direct=False) for n in range(9)]
+    batches.create(db, "batch", "default", "summarize", {}, rows)
+    monkeypatch.setattr(jobs, "CHUNK", 1)
+    began, written = threading.Event(), threading.Event()
+    written_at_commit = []
+
+    @sa.event.listens_for(db._engine, "commit")
+    def take_long(_connection):
+        written_at_commit.append(written.is_set())
+        began.set()
+        written.wait(0.3)
+
+    def write():
+        assert began.wait(10)
+        jobs.insert(other, [new_job("another")], sent=True)
+        written.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert jobs.cancel(db, "batch") == 9
+    writer.join()
+    assert written_at_commit[-1]
+    db.close()
+    other.close()
 
 
 def test_many_rows_moved_from_all_sides_at_once_never_lock_each_other_out(db):
