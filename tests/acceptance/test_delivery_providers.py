@@ -71,14 +71,16 @@ def test_a_storm_of_refusals_fails_no_job_and_delays_no_other_provider(
     assert memory[-1] <= 1.1 * memory[len(memory) // 4] + 5
     assert stack.status(batch)["failed"] == 0
     sim.no_faults()
+    calm = time.monotonic()
     assert stack.finished(batch, timeout=retry_after + 300.0)["completed"] == jobs
+    note(f"{jobs} jobs were done {time.monotonic() - calm:.1f} s after the storm")
     assert {row.attempts for row in rows(stack, "attempts", batch_id=batch)} == {1}
     paid = Counter(line["prompt_sha256"] for line in answered(sim, "refusing", 0.0))
     assert (len(paid), set(paid.values())) == (jobs, {1})
     settled(stack.broker_url)
 
 
-@pytest.mark.parametrize(("calls", "call_s", "rounds"), [short(100, 2.0, 2), full(1_000, 20.0, 16)])
+@pytest.mark.parametrize(("calls", "call_s", "rounds"), [short(48, 10.0, 2), full(1_000, 20.0, 16)])
 def test_one_process_holds_all_the_calls_it_may_and_loses_no_event(
     make_stack, sim, calls, call_s, rounds
 ):
@@ -121,28 +123,38 @@ def _occupancy(log, calls, start):
 
 
 @pytest.mark.parametrize(
-    ("hangs_s", "timeout_s", "shifts_s"), [short(8.0, 1.0, 4.0), full(120.0, 10.0, 30.0)]
+    ("hangs_s", "timeout_s", "shifts_s", "used"),
+    [short(8.0, 1.5, 4.0, 0.1), full(120.0, 10.0, 30.0, 0.5)],
 )
 def test_a_provider_that_hangs_costs_its_deadline_and_gets_its_share_again(
-    make_stack, sim, hangs_s, timeout_s, shifts_s
+    make_stack, sim, hangs_s, timeout_s, shifts_s, used
 ):
+    slots, call_s = 8, 1.0
     stack = make_stack(
         providers=[
-            provider(sim.openai_url, name, timeout_s=timeout_s, max_concurrency=8)
+            provider(sim.openai_url, name, timeout_s=timeout_s, max_concurrency=slots)
             for name in ("hanging", "well")
         ]
     )
-    sim.latency(0.5)
-    stack.documents(round(16 * (hangs_s + 10)))  # more than the other one can do meanwhile
-    stack.worker(concurrency=16)
+    sim.latency(call_s)
+    # More than both can do before it hangs, and the other one meanwhile.
+    stack.documents(round(slots / call_s * (hangs_s + 10)))
+    stack.worker(concurrency=2 * slots)
     batches = [stack.submit("summarize", "--all")]
     eventually(lambda: answered(sim, "hanging", 0.0), "both are asked")
     sim.faults(kind="hang", model="model-hanging", for_s=hangs_s)
     begun = sim.stats()["now"]
     ended = begun + hangs_s
     eventually(lambda: sim.stats()["now"] > ended, "it hung for long enough", timeout=2 * hangs_s)
-    batches.append(stack.submit("extract", "--all"))
-    eventually(lambda: len(answered(sim, "hanging", ended)) > 16, "it has its share again")
+
+    def has_its_share():
+        """Given work until then, however fast that is done."""
+        if stack.status(batches[-1])["state"] != "running":
+            batches.append(stack.submit("summarize", "--all", "--fresh"))
+        return len(answered(sim, "hanging", ended)) > 2 * slots
+
+    eventually(has_its_share, "it has its share again")
+    note(f"its share came {sim.stats()['now'] - ended:.1f} s after it hung")
     sim.latency(0.0)
     for batch in batches:
         status = stack.finished(batch, timeout=300.0)
@@ -155,9 +167,9 @@ def test_a_provider_that_hangs_costs_its_deadline_and_gets_its_share_again(
         f" {len(late)} of them after {shifts_s} s; the other one answered {served:.1f} a second"
     )
     assert max(line["duration_s"] for line in hung) <= timeout_s + 1.0
-    # One probe at a time, and all else goes to the other one: 8 calls of half a second.
+    # One probe at a time, and all else goes to the other one.
     assert len(late) <= (hangs_s - shifts_s) / timeout_s + 1
-    assert served >= 0.5 * 16
+    assert served >= used * slots / call_s
     assert sim.stats()["in_flight"] == 0
 
 
