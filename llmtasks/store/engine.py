@@ -37,6 +37,8 @@ IDLE_TRANSACTION_S = 60
 #: Seconds that SQLite's writers are given between two transactions of long work: those of other processes
 #: look for their turn every 0.1 s at the latest (its busy timeout), and are in no queue.
 GIVE_WAY_S = 0.12
+#: Bytes of SQLite's log that stay on the disk for the next transactions, once a large one is in the file.
+WAL_KEPT = 16 * 2**20
 #: Seconds between two tries to change the journal of a new SQLite file.
 _WAL_RETRY_S = 0.02
 #: The first with UPDATE ... RETURNING.
@@ -234,6 +236,7 @@ def _sqlite(url: URL, pool_size: int) -> Engine:
     def prepare(dbapi_connection: sqlite3.Connection, _record: object) -> None:
         cursor = dbapi_connection.cursor()
         _use_wal(cursor)
+        cursor.execute(f"PRAGMA journal_size_limit = {WAL_KEPT}")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()

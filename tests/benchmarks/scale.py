@@ -420,6 +420,7 @@ def _report_parts(samples: Sequence[Sample], count: int, report: Callable[[str],
 
 def _line(samples: Sequence[Sample], first: float, last: float) -> str:
     inside = [one for one in samples if first <= one.completed <= last] or [samples[-1]]
+    first = max(first, samples[0].completed)  # what was done before took nothing
     jobs = last - first
     wall = _at(samples, last, lambda one: one.at) - _at(samples, first, lambda one: one.at)
     cpu = _at(samples, last, lambda one: one.cpu_s) - _at(samples, first, lambda one: one.cpu_s)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import stat
 import threading
 
 import pytest
 import sqlalchemy as sa
-from support.rows import at_once, claimed, new_job
+from support.rows import at_once, claimed, new_document, new_job
 
 from llmtasks.errors import ConfigurationError, StoreUnavailable
 from llmtasks.settings import Database as DatabaseSettings
 from llmtasks.settings import Local, Settings
-from llmtasks.store import engine, jobs, schema
+from llmtasks.store import documents, engine, jobs, schema
 from llmtasks.store.engine import Database, database_url, open_database
 
 
@@ -231,6 +232,18 @@ def test_a_transaction_that_writes_takes_the_lock_before_it_reads(tmp_path):
     with db.write(), pytest.raises(sqlite3.OperationalError, match="locked"):
         other.execute("BEGIN IMMEDIATE")
     other.close()
+    db.close()
+
+
+def test_the_log_of_a_large_transaction_gives_its_space_back(sqlite_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "WAL_KEPT", 100_000)
+    path = shutil.copy(sqlite_file, tmp_path / "log.sqlite3")
+    db = Database(f"sqlite:///{path}")
+    documents.add(db, [new_document(text="a long text " * 500_000)])
+    log = path.with_name("log.sqlite3-wal")
+    large = log.stat().st_size
+    jobs.insert(db, [new_job()], sent=True)
+    assert log.stat().st_size <= 100_000 < large
     db.close()
 
 
