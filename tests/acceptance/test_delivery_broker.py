@@ -13,12 +13,13 @@ from support.delivery import events, full, note, settled, short
 from support.proxy import Proxy
 from support.stack import eventually, provider
 
-#: A user's store with a text that ends the process that reads it.
+#: A user's store with a text that ends the process that reads it, after others have begun beside it.
 STORE = """
-import os, signal
+import os, signal, time
 
 def fetch(document_id):
     if document_id == "poison":
+        time.sleep(2.0)
         os.kill(os.getpid(), signal.SIGKILL)
     return f"Text {document_id} of the harbour office."
 """
@@ -142,10 +143,14 @@ def test_a_job_that_kills_its_process_is_told_and_its_neighbours_all_finish(
     batch = stack.submit("summarize", "--ids-from", "ids")
     (stack.home / "ids").write_text("poison\n")
     poison = None
-    for _ in range(3):
+    for crashes in range(3):
+        if crashes == 2:  # those on their last chance run one by one
+            sim.latency(5.0)
         worker = stack.worker(concurrency=concurrency)
         eventually(
-            lambda worker=worker: sim.stats()["in_flight"] == jobs or not worker.running,
+            lambda worker=worker, crashes=crashes: (
+                sim.stats()["in_flight"] == jobs or crashes > 0 or not worker.running
+            ),
             "its neighbours are at work",
         )
         poison = poison or stack.submit("summarize", "--ids-from", "ids", "--priority", "9")
