@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from celery import Celery
-from support.delivery import events, full, note, settled, short
+from support.delivery import events, full, note, settled, slow
 from support.proxy import Proxy
 from support.stack import eventually, provider
 
@@ -38,7 +38,7 @@ def control(stack):
     return Celery("watcher", broker=stack.broker_url, set_as_current=False).control
 
 
-@pytest.mark.parametrize(("times", "jobs"), [short(1, 10), full(5, 50)])
+@pytest.mark.parametrize(("times", "jobs"), [slow(1, 10), full(5, 50)])
 def test_a_half_open_link_to_the_broker_is_left_within_a_minute(proxied, sim, times, jobs):
     stack, proxy = proxied
     stack.documents(jobs)
@@ -127,7 +127,7 @@ def test_what_is_no_message_of_ours_stops_nothing_and_is_told_with_its_reason(ma
         assert reason in told
 
 
-@pytest.mark.parametrize(("jobs", "concurrency"), [short(7, 8), full(50, 60)])
+@pytest.mark.parametrize(("jobs", "concurrency"), [slow(7, 8), full(50, 60)])
 def test_a_job_that_kills_its_process_is_told_and_its_neighbours_all_finish(
     make_stack, sim, jobs, concurrency
 ):

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 import pytest
-from support.delivery import events, full, note, resident_mb, rows, settled, short, unacknowledged
+from support.delivery import events, full, note, resident_mb, rows, settled, slow, unacknowledged
 from support.stack import eventually, provider
 
 #: Summaries go to a provider that refuses, entities to one that is well.
@@ -25,7 +25,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize(
     ("jobs", "seconds", "retry_after", "within_s"),
-    [short(200, 10.0, 6.0, 3.0), full(5_000, 600.0, 30.0, 1.0)],
+    [slow(200, 10.0, 6.0, 3.0), full(5_000, 600.0, 30.0, 1.0)],
 )
 def test_a_storm_of_refusals_fails_no_job_and_delays_no_other_provider(
     make_stack, sim, jobs, seconds, retry_after, within_s
@@ -80,7 +80,7 @@ def test_a_storm_of_refusals_fails_no_job_and_delays_no_other_provider(
     settled(stack.broker_url)
 
 
-@pytest.mark.parametrize(("calls", "call_s", "rounds"), [short(48, 10.0, 2), full(1_000, 20.0, 16)])
+@pytest.mark.parametrize(("calls", "call_s", "rounds"), [slow(48, 10.0, 2), full(1_000, 20.0, 16)])
 def test_one_process_holds_all_the_calls_it_may_and_loses_no_event(
     make_stack, sim, calls, call_s, rounds
 ):
@@ -124,7 +124,7 @@ def _occupancy(log, calls, start):
 
 @pytest.mark.parametrize(
     ("hangs_s", "timeout_s", "shifts_s", "used"),
-    [short(8.0, 1.5, 4.0, 0.1), full(120.0, 10.0, 30.0, 0.5)],
+    [slow(8.0, 1.5, 4.0, 0.1), full(120.0, 10.0, 30.0, 0.5)],
 )
 def test_a_provider_that_hangs_costs_its_deadline_and_gets_its_share_again(
     make_stack, sim, hangs_s, timeout_s, shifts_s, used

@@ -16,6 +16,7 @@ from support.delivery import (
     rows,
     settled,
     short,
+    slow,
     unacknowledged,
 )
 from support.stack import eventually, provider
@@ -56,7 +57,7 @@ def test_an_idle_worker_finishes_the_jobs_of_the_only_busy_one(make, sim, jobs, 
     assert idle.running
 
 
-@pytest.mark.parametrize(("lease_s", "call_s"), [short(4.0, 20.0), full(60.0, 300.0)])
+@pytest.mark.parametrize(("lease_s", "call_s"), [slow(4.0, 20.0), full(60.0, 300.0)])
 def test_a_call_of_five_leases_is_made_once_although_its_message_comes_again(
     make_stack, sim, lease_s, call_s
 ):
@@ -133,6 +134,7 @@ def test_sigterm_with_calls_in_flight_gives_all_of_it_back_within_ten_seconds(ma
     assert sim.stats()["answered"] == jobs
 
 
+@pytest.mark.chaos
 def test_workers_that_leave_under_load_one_after_the_other_lose_and_repeat_nothing(make_stack, sim):
     stack = make_stack(providers=[provider(sim.openai_url)], database="postgresql")
     sim.latency(2.0)  # so that both leave with calls in flight

@@ -41,6 +41,11 @@ def short(*values: Any) -> Any:
     return pytest.param(*values, id="short")
 
 
+def slow(*values: Any) -> Any:
+    """The numbers of a short form that takes long all the same; not for every day."""
+    return pytest.param(*values, marks=pytest.mark.chaos, id="short")
+
+
 def note(line: str) -> None:
     """A figure for who runs the tests with `-s`."""
     sys.stdout.write(f"\n{line}\n")
