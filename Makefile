@@ -27,7 +27,7 @@ demo: $(VENV)/ready-demo  ## Three task types over sample texts, with everything
 	@exec $(BIN)/python -m llmtasks.cli.demo --follow $$PPID
 
 test: $(VENV)/ready-demo  ## Every test
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 lint: $(VENV)/ready  ## ruff: rules and format
 	$(BIN)/ruff check .
