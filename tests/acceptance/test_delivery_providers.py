@@ -123,11 +123,11 @@ def _occupancy(log, calls, start):
 
 
 @pytest.mark.parametrize(
-    ("hangs_s", "timeout_s", "shifts_s", "used"),
-    [slow(8.0, 1.5, 4.0, 0.1), full(120.0, 10.0, 30.0, 0.5)],
+    ("hangs_s", "timeout_s", "shifts_s"),
+    [slow(8.0, 1.5, 4.0), full(120.0, 10.0, 30.0)],
 )
 def test_a_provider_that_hangs_costs_its_deadline_and_gets_its_share_again(
-    make_stack, sim, hangs_s, timeout_s, shifts_s, used
+    make_stack, sim, hangs_s, timeout_s, shifts_s
 ):
     slots, call_s = 8, 1.0
     stack = make_stack(
@@ -169,7 +169,7 @@ def test_a_provider_that_hangs_costs_its_deadline_and_gets_its_share_again(
     assert max(line["duration_s"] for line in hung) <= timeout_s + 1.0
     # One probe at a time, and all else goes to the other one.
     assert len(late) <= (hangs_s - shifts_s) / timeout_s + 1
-    assert served >= used * slots / call_s
+    assert served >= slots / call_s / 2
     assert sim.stats()["in_flight"] == 0
 
 

@@ -98,7 +98,7 @@ def test_whatever_breaks_nothing_is_lost_nor_paid_twice_without_a_cause(seed, re
 def test_a_few_breaks_lose_nothing_and_pay_nothing_twice_without_a_cause():
     """The short cut, with one of each that matters most."""
     breaks = [
-        Break(0.5, "worker", "kill while it answers", 0.2, 0),
+        Break(0.5, "worker", "kill, back soon", 0.2, 0),
         Break(1.5, "sql", "lose a commit's reply", 0.0, 0),
         Break(2.0, "redis", "restart empty", 0.5, 0),
         Break(3.0, "east", "cut", 0.0, 0),
@@ -118,7 +118,7 @@ def test_twenty_killed_workers_cost_no_job_and_only_the_calls_that_were_in_fligh
         every_s=2.8,
         targets=["worker"],
         workers=6,
-        only={"kill", "kill while it answers"},
+        only={"kill", "kill, back soon"},
     )
     assert len(breaks) >= 20
     backlog = Backlog(jobs=5_000, workers=6, per_minute=1_500.0)

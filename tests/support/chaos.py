@@ -264,7 +264,7 @@ class Installation:
     def _strike_worker(self, one: Break, worker: Process) -> None:
         at = time.time()
         match one.kind:
-            case "kill" | "kill while it answers":
+            case "kill" | "kill, back soon":
                 worker.kill()
                 self._strike(str(one), at, documents=self.held_by(worker.pid))
                 time.sleep(one.lasts)

@@ -28,7 +28,7 @@ class Break:
 KINDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "worker": {
         "kill": (0.2, 3.0),  # SIGKILL; another one is started afterwards
-        "kill while it answers": (0.2, 1.0),
+        "kill, back soon": (0.2, 1.0),
         "stop": (1.0, 8.0),  # SIGSTOP, for less and for more than its lease
         "terminate": (0.1, 1.0),  # a rolling restart
     },
