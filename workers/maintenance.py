@@ -140,11 +140,11 @@ class Maintenance:
 
     def _release_strays(self) -> None:
         """Give back rows that are ours only in the database: the answer to their claim was lost."""
-        held = {job.job_id: job for job in jobs.running(self._db, self._worker_id)}
-        strays = set(held) - self._executor.active
+        strays = jobs.running(self._db, self._worker_id) - self._executor.active
         for job_id in strays & self._strays:
-            jobs.release(self._db, held[job_id], attempts=held[job_id].attempts - 1)
-            logs.warning(_log, "stray-released", job=job_id)
+            if (stray := jobs.held(self._db, self._worker_id, job_id)) is not None:
+                jobs.release(self._db, stray, attempts=stray.attempts - 1)
+                logs.warning(_log, "stray-released", job=job_id)
         self._strays = strays  # a claim on its way looks the same: only those seen twice are strays
 
     def _take_over(self) -> None:

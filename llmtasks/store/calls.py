@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy import Select
+from sqlalchemy.engine import Connection
 
 from llmtasks.jobs import ENDED
 from llmtasks.messages import Usage
@@ -81,13 +82,17 @@ def record(db: Database, job: ClaimedJob, calls: Sequence[NewCall]) -> None:
     """Commit what was paid, whoever holds the job by now. A call recorded again changes nothing."""
     if not calls:
         return
-    with db.write() as connection:
+    rows = [_row(call) for call in calls]
+
+    def write(connection: Connection) -> None:
         connection.execute(
             dialect.insert(connection, provider_calls)
             .values(job_id=job.job_id, batch_id=job.batch_id, fence=job.fence, created_at=epoch())
             .on_conflict_do_nothing(index_elements=[provider_calls.c.call_id]),
-            [_row(call) for call in calls],
+            rows,
         )
+
+    db.together(write)
 
 
 def answers(db: Database, job_id: str) -> dict[str, PaidAnswer]:

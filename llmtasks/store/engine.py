@@ -11,10 +11,10 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -25,6 +25,9 @@ from sqlalchemy.sql.functions import FunctionElement
 from llmtasks import directories
 from llmtasks.errors import ConfigurationError, StoreUnavailable
 from llmtasks.settings import Settings
+from llmtasks.store.group_commit import GroupCommit
+
+T = TypeVar("T")
 
 #: Seconds to wait for a lock, for SQLite's writer or for a free connection; then StoreUnavailable.
 LOCK_TIMEOUT_S = 30.0
@@ -94,6 +97,7 @@ class Database:
         # SQLite has one writer, and those waiting for it poll: in one process they queue here
         # instead.
         self._writer = threading.Lock() if self.is_sqlite else None
+        self._together = GroupCommit(self.write) if self.is_sqlite else None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -111,6 +115,20 @@ class Database:
         """
         with _translated(), self._turn(), self._writing.begin() as connection:
             yield connection
+
+    def together(self, action: Callable[[Connection], T]) -> T:
+        """Do a small write that many threads do at once; what `action` returned, committed.
+
+        On SQLite those that wait share a transaction; `action` may run twice. PostgreSQL writes for all at
+        the same time.
+
+        Raises:
+            StoreUnavailable: as for `write`.
+        """
+        if self._together is not None:
+            return self._together(action)
+        with self.write() as connection:
+            return action(connection)
 
     def give_way(self) -> None:
         """Let others write, between two transactions of one long piece of work.

@@ -222,8 +222,7 @@ def claim(
     if not is_storable(job_id):
         return None
     values = {"the_job": job_id, "the_worker": worker_id, "the_crashes": crashes_below}
-    with db.write() as connection:
-        row = connection.execute(_CLAIM, values).one_or_none()
+    row = db.together(lambda connection: connection.execute(_CLAIM, values).one_or_none())
     return None if row is None else ClaimedJob(**_values(row))
 
 
@@ -242,33 +241,38 @@ def complete(db: Database, job: ClaimedJob, result: NewResult, *, to_sink: bool 
 
     With `to_sink` it is to be delivered to the user's sink, from the same moment on.
     """
-    with db.write() as connection:
-        if not _move(connection, job, {"state": JobState.COMPLETED.value, "finished_at": epoch()}):
+    row = {
+        "job_id": job.job_id,
+        "batch_id": job.batch_id,
+        "tenant": job.tenant,
+        **columns_of(result),
+    }
+
+    def write(connection: Connection) -> bool:
+        if not _move(connection, job, _COMPLETE):
             return _is_already(connection, job, JobState.COMPLETED)
-        connection.execute(
-            sa.insert(results).values(
-                job_id=job.job_id,
-                batch_id=job.batch_id,
-                tenant=job.tenant,
-                created_at=epoch(),
-                **columns_of(result),
-            )
-        )
+        connection.execute(_RESULT, row)
         if to_sink:
             outbox.put(connection, [job.job_id])
-    return True
+        return True
+
+    return db.together(write)
 
 
 def fail(
     db: Database, job: ClaimedJob, error_type: str, message: str, *, to_sink: bool = False
 ) -> bool:
     """End the job with a typed error; `to_sink` as for `complete`. False: the fence was lost."""
-    with db.write() as connection:
-        if not _move(connection, job, _failed(error_type, message)):
+    failed = _change(_failed(error_type, message))
+
+    def write(connection: Connection) -> bool:
+        if not _move(connection, job, failed):
             return _is_already(connection, job, JobState.FAILED)
         if to_sink:
             outbox.put(connection, [job.job_id])
-    return True
+        return True
+
+    return db.together(write)
 
 
 def park(
@@ -415,17 +419,23 @@ def retry(db: Database, target: str, *, failed_only: bool = False) -> int:
     return len(first) + sum(_sweep(db, rows, ended, values, first))
 
 
-def running(db: Database, worker_id: str) -> list[ClaimedJob]:
-    """What this worker holds, as far as the database knows.
+def running(db: Database, worker_id: str) -> set[str]:
+    """The jobs that this worker holds, as far as the database knows.
 
     A claim whose answer was lost on the way is here, and nowhere in the worker: it has to be
     released.
     """
     with db.read() as connection:
-        rows = connection.execute(
-            sa.select(*_CLAIMED_COLUMNS).where(jobs.c.worker_id == worker_id, RUNNING)
-        ).all()
-    return [ClaimedJob(**_values(row)) for row in rows]
+        found = sa.select(jobs.c.job_id).where(jobs.c.worker_id == worker_id, RUNNING)
+        return set(connection.scalars(found))
+
+
+def held(db: Database, worker_id: str, job_id: str) -> ClaimedJob | None:
+    """A job as this worker's claim has it; None when it does not hold it any more."""
+    mine = sa.and_(jobs.c.job_id == job_id, jobs.c.worker_id == worker_id, RUNNING)
+    with db.read() as connection:
+        row = connection.execute(sa.select(*_CLAIMED_COLUMNS).where(mine)).one_or_none()
+    return None if row is None else ClaimedJob(**_values(row))
 
 
 def running_cancelled(db: Database, worker_id: str) -> list[str]:
@@ -532,23 +542,44 @@ _MOVE_CONDITION = sa.and_(
 )
 
 
-def _move(connection: Connection, job: ClaimedJob, values: Mapping[str, Any]) -> bool:
+def _change(values: Mapping[str, Any]) -> sa.Update:
+    """A change of a job that its holder still holds."""
+    return sa.update(jobs).where(_MOVE_CONDITION).values(**values)
+
+
+#: Made once: what every job needs is not put together for each.
+_COMPLETE = _change({"state": JobState.COMPLETED.value, "finished_at": epoch()})
+_RESULT = sa.insert(results).values(created_at=epoch())
+
+
+def _move(connection: Connection, job: ClaimedJob, change: sa.Update) -> bool:
     """Move the job if its holder still holds it."""
-    moved = connection.execute(
-        sa.update(jobs).where(_MOVE_CONDITION).values(**values),
-        {"the_job": job.job_id, "the_fence": job.fence},
-    )
+    moved = connection.execute(change, {"the_job": job.job_id, "the_fence": job.fence})
     return moved.rowcount == 1
 
 
 def _give_back(db: Database, job: ClaimedJob, values: Mapping[str, Any], state: JobState) -> bool:
     """Let go of a job. One of a batch that was cancelled while it ran ends with that."""
-    with db.write() as connection:
-        if not _move(connection, job, values):
+    change = _change(values)
+
+    def write(connection: Connection) -> bool:
+        if not _move(connection, job, change):
             return _is_already(connection, job, state)
-        if job.batch_id is not None:
+        if job.batch_id is not None and _is_cancelled(connection, job.batch_id):
             end_cancelled(connection, [job.job_id])
-    return True
+        return True
+
+    return db.together(write)
+
+
+_CANCELLED_AT = sa.select(batches.c.cancelled_at).where(
+    batches.c.batch_id == bindparam("the_batch")
+)
+
+
+def _is_cancelled(connection: Connection, batch_id: str) -> bool:
+    """Whether the batch was cancelled. Asked first: it mostly was not, and asking is cheap."""
+    return connection.execute(_CANCELLED_AT, {"the_batch": batch_id}).scalar() is not None
 
 
 def _is_already(connection: Connection, job: ClaimedJob, state: JobState) -> bool:

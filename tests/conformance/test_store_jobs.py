@@ -340,10 +340,12 @@ def test_a_worker_learns_which_of_its_jobs_were_cancelled(db):
 def test_what_a_worker_holds_can_be_asked_and_given_back(db):
     claimed(db, "a")
     claimed(db, "b", "another worker")
-    (job,) = jobs.running(db, "worker")
+    assert jobs.running(db, "worker") == {"a"}
+    job = jobs.held(db, "worker", "a")
     assert (job.job_id, job.fence) == ("a", 1)
     assert jobs.release(db, job, attempts=job.attempts - 1)
-    assert jobs.running(db, "worker") == []
+    assert jobs.running(db, "worker") == set()
+    assert jobs.held(db, "worker", "a") is jobs.held(db, "worker", "b") is None
 
 
 def test_retrying_a_batch_queues_what_failed_or_was_cancelled_from_the_start(db):

@@ -116,7 +116,7 @@ def test_an_older_database_keeps_its_rows_and_gets_the_same_tables(empty_urls):
     assert jobs.get(db, "completed").state is JobState.COMPLETED
     # A worker of the older version ended that one: there was no sink.
     assert outbox.waiting(db).count == 0
-    (running,) = jobs.running(db, "worker")
+    running = jobs.held(db, "worker", "running")
     assert running.deadline_s is None
     assert jobs.complete(db, running, new_result(), to_sink=True)
     assert [one.job_id for one in outbox.claim(db, "worker", 9, 30.0)] == ["running"]
