@@ -153,7 +153,8 @@ def test_a_provider_that_hangs_costs_its_deadline_and_gets_its_share_again(
             batches.append(stack.submit("summarize", "--all", "--fresh"))
         return len(answered(sim, "hanging", ended)) > 2 * slots
 
-    eventually(has_its_share, "it has its share again")
+    # It is looked at again and again, each time after twice as long: at the latest after as long as it hung.
+    eventually(has_its_share, "it has its share again", timeout=90.0 + hangs_s)
     note(f"its share came {sim.stats()['now'] - ended:.1f} s after it hung")
     sim.latency(0.0)
     for batch in batches:
