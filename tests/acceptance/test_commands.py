@@ -9,9 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import sqlalchemy as sa
+from support.rows import new_call, new_result
 from support.stack import provider
 
 from llmtasks.cli import VERBS
+from llmtasks.store import calls, jobs, tables
+from llmtasks.store.retention import DAY_S
 
 
 @pytest.fixture
@@ -192,3 +196,61 @@ def test_migrate_can_be_repeated_and_a_configured_database_is_not_migrated_behin
         assert stack.json("migrate")["from"] is None
         assert stack.json("migrate")["from"] == stack.json("migrate")["to"]
         assert stack.json("submit", "summarize", "x")["jobs"] == 1
+
+
+def test_maintenance_removes_what_is_too_old_and_says_before_what_that_would_be(stack):
+    stack.configure(retention={"jobs_days": 30, "answers_days": 7})
+    stack.documents(3)
+    old, young = (stack.submit("summarize", "--all") for _ in range(2))
+    for batch, days in ((old, 40), (young, 20)):
+        _end_all(stack.database, batch, days)
+
+    would = stack.json("maintenance", "--dry-run")
+    assert would == {
+        "dry_run": True,
+        "answers": 6,
+        "jobs": 3,
+        "batches": 1,
+        "documents": 0,
+        "texts": 0,
+    }
+    assert stack.status(old)["total"] == 3, "it only counted"
+    assert stack.cli("maintenance", "--dry-run").stdout.splitlines() == [
+        "answers: 6 would be removed",
+        "jobs: 3 would be removed",
+        "batches: 1 would be removed",
+    ]
+
+    removed = stack.json("maintenance")
+    # The answers of the old jobs go with them.
+    assert removed | {"answers": 0} == would | {"dry_run": False, "answers": 0}
+    stack.cli("status", old, code=2)
+    assert stack.status(young)["completed"] == 3
+    assert all(call.answer is None for row in stack.results(young) for call in _calls(stack, row))
+    assert stack.cli("maintenance").stdout == "there is nothing to remove\n"
+
+
+def _calls(stack, row):
+    found = stack.calls(row["job_id"])
+    assert found, "what it cost stays"
+    return found
+
+
+def _end_all(db, batch_id, days_ago):
+    """Complete the jobs of a batch, each with its call, so long ago."""
+    with db.read() as connection:
+        of_batch = sa.select(tables.jobs.c.job_id).where(tables.jobs.c.batch_id == batch_id)
+        job_ids = connection.scalars(of_batch).all()
+    for job_id in job_ids:
+        job = jobs.claim(db, job_id, "worker")
+        calls.record(db, job, [new_call(job_id)])
+        assert jobs.complete(db, job, new_result())
+    then = db.now() - days_ago * DAY_S
+    with db.write() as connection:
+        for table, columns in (
+            (tables.jobs, ("created_at", "finished_at", "sent_at")),
+            (tables.provider_calls, ("created_at",)),
+            (tables.batches, ("created_at",)),
+        ):
+            aged = sa.update(table).where(table.c.batch_id == batch_id)
+            connection.execute(aged.values(dict.fromkeys(columns, then)))
