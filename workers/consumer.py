@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import bootsteps
 from celery.worker import consumer
+from kombu.transport import redis
 from kombu.transport.virtual import base as transport
 
 from llmtasks import logs
@@ -19,6 +20,21 @@ _log = logs.get("worker")
 
 #: Seconds before a broker is asked again that refuses: it is full, read-only, or its disk is.
 REFUSED_S = 1.0
+
+
+class Channel(redis.Channel):
+    """Keeps one client for its pool. kombu makes one for every acknowledgement and every event, which takes
+    longer than what it is made for; all that a client has is the pool.
+    """
+
+    _kept: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002  # kombu's own
+        if asynchronous:
+            return super()._create_client(asynchronous=True)  # type: ignore[no-untyped-call]
+        if self._kept is None or self._kept.connection_pool is not self.pool:
+            self._kept = super()._create_client()  # type: ignore[no-untyped-call]
+        return self._kept
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no types
@@ -95,6 +111,12 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
         except AttributeError as error:
             logs.warning(_log, "broker-lost", at=logs.place(error))
             self.connection = None
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """As Celery's, over channels that keep their client."""
+        if isinstance(conn.transport, redis.Transport):
+            conn.transport.Channel = Channel
+        return super().ensure_connected(conn)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """What is done with a message. One that is malformed in a way that Celery 5.7 does not expect (a body
