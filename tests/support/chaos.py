@@ -233,13 +233,19 @@ class Installation:
     # --- breaking ----------------------------------------------------------------------------------
 
     def suffer(self, breaks: Sequence[Break]) -> None:
-        """Let every break happen at its time; returns when the last one is over."""
+        """Let every break happen at its time; returns when the last one is over, and all is well again.
+
+        A provider that is not called keeps its broken answers: each would cost one of the few tries that
+        it is given then, minutes apart.
+        """
         began = time.monotonic()
         for one in sorted(breaks):
             _sleep_until(began + one.at)
             self._breaking.append(self._hands.submit(self._break, one))
         for future in self._breaking:
             future.result()
+        for sim in self.sims.values():
+            sim.no_faults()
 
     def _leave_alone(self) -> None:
         """Break nothing and start nothing any more."""
@@ -344,8 +350,10 @@ class Installation:
 
     # --- the end -----------------------------------------------------------------------------------
 
-    def finish(self, timeout: float = 300.0) -> None:
-        """Wait until every job has ended."""
+    def finish(self, timeout: float = 600.0) -> None:
+        """Wait until every job has ended. A provider that was broken each time it was tried stays away for up
+        to 300 s.
+        """
         eventually(lambda: not self.open_jobs(), self._standing, timeout)
 
     def _standing(self) -> str:
@@ -353,7 +361,8 @@ class Installation:
         left = sa.select(jobs).where(jobs.c.finished_at.is_(None)).limit(5)
         with self.database.read() as connection:
             rows = [row._asdict() for row in connection.execute(left)]
-        return "\n".join(["all jobs have ended", *map(str, rows)])
+        providers = self.stack.inside("providers", code=None).stdout
+        return "\n".join(["all jobs have ended", *map(str, rows), providers])
 
     def ended(self) -> list[str]:
         """What those workers said last that have ended although nobody ended them."""
