@@ -121,7 +121,8 @@ def due(db: Database, keep: Retention) -> Removed:
     if keep.jobs_days is not None:
         older_than_s = keep.jobs_days * DAY_S
         singles = _ended_singles(older_than_s).where(_removable(older_than_s))
-        found += Removed(jobs=_count(db, singles))
+        going = _of_removals().where(_removable(older_than_s))
+        found += Removed(jobs=_count(db, singles) + _count(db, going))
         for batch_id in _old_batches(db, older_than_s):
             found += Removed(batches=1, jobs=_count(db, _of_batch(batch_id)))
     if keep.documents_days is not None:
@@ -171,6 +172,11 @@ def _ended_singles(older_than_s: float) -> Select[Any]:
 
 def _of_batch(batch_id: str) -> Select[Any]:
     return sa.select(jobs.c.seq).where(jobs.c.batch_id == batch_id)
+
+
+def _of_removals() -> Select[Any]:
+    """The jobs that are left of batches that are gone."""
+    return sa.select(jobs.c.seq).where(jobs.c.batch_id.in_(sa.select(removals.c.batch_id)))
 
 
 def _removable(older_than_s: float) -> ColumnElement[bool]:
