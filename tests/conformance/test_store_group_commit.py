@@ -7,11 +7,12 @@ import threading
 import pytest
 import sqlalchemy as sa
 from support.rows import at_once
+from support.stack import eventually
 
 from llmtasks.errors import StoreUnavailable
 from llmtasks.store import engine
 from llmtasks.store.engine import Database
-from llmtasks.store.group_commit import MOST
+from llmtasks.store.group_commit import MOST, GroupCommit
 
 MANY = 2 * MOST + 5
 
@@ -59,8 +60,7 @@ def waiting_behind(db, actions):
     with db.write():
         for thread in threads:
             thread.start()
-        while len(db._together._pending) < len(threads) - 1:  # one of them leads
-            assert all(thread.is_alive() for thread in threads)
+        eventually(lambda: len(db._together._pending) == len(threads), "all of them wait")
     for thread in threads:
         thread.join(60)
     return outcomes
@@ -70,8 +70,8 @@ def test_those_who_wait_for_the_writer_share_few_transactions(db, commits):
     outcomes = waiting_behind(db, {str(n): insert(db, str(n)) for n in range(MANY)})
     assert outcomes == {str(n): str(n) for n in range(MANY)}
     assert names(db) == set(outcomes)
-    # Of the one who held it, of the one who led meanwhile, of all others together, and of the look at them.
-    assert len(commits) <= 1 + 1 + 3 + 1
+    # Of the one who held it, of all others together, and of the look at them.
+    assert len(commits) == 1 + 3 + 1
 
 
 def test_a_write_that_fails_fails_alone(db):
@@ -100,6 +100,55 @@ def test_a_database_that_is_away_is_told_to_everyone_and_it_goes_on_afterwards(d
         at_once([try_it] * 8)
     assert db.together(insert(db, "later")) == "later"
     assert names(db) == {"later"}
+
+
+def test_nobody_waits_for_the_writer_longer_than_one_does(db, monkeypatch):
+    """However many wait, all are told when the first has waited for long enough."""
+    waits = []
+
+    def refused():
+        waits.append(None)
+        raise StoreUnavailable("the database was locked")
+
+    together = GroupCommit(refused)
+    monkeypatch.setattr(db, "_together", together)
+    together._led = True  # somebody writes, for ever
+    told = []
+
+    def try_it():
+        with pytest.raises(StoreUnavailable) as error:
+            db.together(insert(db, "never"))
+        told.append(error.value)
+
+    threads = [threading.Thread(target=try_it) for _ in range(MANY)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(together._pending) == MANY, "all of them wait")
+    together._hand_over([])
+    for thread in threads:
+        thread.join(60)
+    assert len(waits) == 1
+    assert len(set(map(id, told))) == MANY, "each has an exception of its own"
+
+
+def test_one_write_that_the_disk_has_no_room_for_keeps_no_other_from_it(db):
+    def large(_connection):
+        raise StoreUnavailable("database or disk is full")
+
+    outcomes = waiting_behind(db, {"large": large} | {str(n): insert(db, str(n)) for n in range(9)})
+    assert isinstance(outcomes.pop("large"), StoreUnavailable)
+    assert names(db) == set(outcomes) == set(outcomes.values())
+
+
+def test_a_leader_that_comes_to_a_bad_end_leaves_nobody_waiting(db, monkeypatch):
+    def ends(*_arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(GroupCommit, "_done_together", ends)
+        with pytest.raises(MemoryError):
+            db.together(insert(db, "never"))
+    assert db.together(insert(db, "later")) == "later"
 
 
 def test_nobody_is_forgotten_when_writers_come_and_go(db):
