@@ -142,7 +142,9 @@ class Maintenance:
         """Give back rows that are ours only in the database: the answer to their claim was lost."""
         strays = jobs.running(self._db, self._worker_id) - self._executor.active
         for job_id in strays & self._strays:
-            if (stray := jobs.held(self._db, self._worker_id, job_id)) is not None:
+            stray = jobs.held(self._db, self._worker_id, job_id)
+            # Looked at once more: it may have been taken from us meanwhile, and come again.
+            if stray is not None and job_id not in self._executor.active:
                 jobs.release(self._db, stray, attempts=stray.attempts - 1)
                 logs.warning(_log, "stray-released", job=job_id)
         self._strays = strays  # a claim on its way looks the same: only those seen twice are strays
