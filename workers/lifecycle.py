@@ -187,23 +187,11 @@ class Runtime:
             if self._closed.wait(_HURRY_LOOK_S):
                 return
         self.executor.abort()
-        if self._ends():
+        if self._closed.wait(GIVE_UP_S):
             return
         # Redis or SQL hangs, and a slot or Celery with it: the lease runs out, and others take over.
         logs.error(_log, "drain-gave-up", worker=self.worker_id)
         os._exit(1)
-
-    def _ends(self) -> bool:
-        """Wait until everything is closed; False when nothing has gone on for a while.
-
-        A thousand jobs take a while to go back, and each that has gone is one that nobody has to wait for.
-        """
-        left = -1
-        while left != len(self.executor.active):
-            left = len(self.executor.active)
-            if self._closed.wait(GIVE_UP_S):
-                return True
-        return False
 
     def _drain_left(self) -> float:
         """Seconds that are left of the drain."""
@@ -258,8 +246,7 @@ def connect() -> None:
     def starting(sender: Any = None, **_: Any) -> None:
         logs.configure(current().log.level)
         _require_threads(sender)
-        # Slots only write results, so one client does for all of them. Celery makes each thread its own.
-        app.conf.result_backend_thread_safe = True
+        _share_results(int(sender.concurrency))
         queues = app.amqp.queues
         served = sorted(queues.consume_from.keys() - {TOLD_QUEUE})
         queues.select_add(queues[TOLD_QUEUE])  # whatever its `--queues` say
@@ -299,6 +286,14 @@ def connect() -> None:
     signals.worker_shutting_down.connect(stopping, weak=False)
     signals.worker_shutdown.connect(stopped, weak=False)
     signals.task_revoked.connect(_revoked, weak=False)
+
+
+def _share_results(slots: int) -> None:
+    """One client of results for all slots, each of which may be writing one. Celery makes each thread its
+    own, with connections of its own.
+    """
+    app.conf.result_backend_thread_safe = True
+    app.conf.redis_max_connections = slots + 16  # redis-py has 100, and refuses the next one
 
 
 def _hurry_on_quit(runtime: Runtime) -> None:
