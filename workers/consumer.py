@@ -114,7 +114,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
 
     def ensure_connected(self, conn: Any) -> Any:
         """As Celery's, over channels that keep their client."""
-        if isinstance(conn.transport, redis.Transport):
+        if type(conn.transport) is redis.Transport:
             conn.transport.Channel = Channel
         return super().ensure_connected(conn)
 

@@ -221,9 +221,7 @@ def test_maintenance_removes_what_is_too_old_and_says_before_what_that_would_be(
         "batches: 1 would be removed",
     ]
 
-    removed = stack.json("maintenance")
-    # The answers of the old jobs go with them.
-    assert removed | {"answers": 0} == would | {"dry_run": False, "answers": 0}
+    assert stack.json("maintenance") == would | {"dry_run": False}
     stack.cli("status", old, code=2)
     assert stack.status(young)["completed"] == 3
     assert all(call.answer is None for row in stack.results(young) for call in _calls(stack, row))

@@ -50,6 +50,20 @@ def test_a_job_that_ends_after_its_connection_ends_no_worker(valkey, settle):
     )
 
 
+def test_a_workers_channel_keeps_its_client_until_it_has_another_pool(valkey):
+    consumer = Consumer.__new__(Consumer)
+    consumer.app = Celery(set_as_current=False)
+    consumer.first_connection_attempt = True
+    with consumer.ensure_connected(Connection(valkey.url)) as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+        assert first.connection_pool is channel.pool
+        channel._disconnect_pools()
+        with channel.conn_or_acquire() as third:
+            assert third.connection_pool is channel.pool is not first.connection_pool
+
+
 def test_a_message_of_a_living_connection_is_acknowledged(valkey):
     with Connection(valkey.url) as connection:
         queue = connection.SimpleQueue("alive")
