@@ -73,7 +73,10 @@ def check(books: Books, made: Installation, total: int, story: str) -> None:
     assert set(books.errors) <= {"WorkerLost"}, f"{books.errors}\n{story}"
     assert books.results == books.states["completed"], story
     assert not found.unexplained, "\n".join([*found.unexplained, story])
-    assert not found.unrecorded_unexplained, "\n".join([*found.unrecorded_unexplained, story])
+    lost = found.unrecorded_unexplained
+    assert not lost, "\n".join(
+        [*map(str, lost), story, made.story({call.document for call in lost})]
+    )
     assert not found.unknown_rows, "\n".join([*found.unknown_rows, story])
     assert len(books.refused) <= max(REFUSED_CALLS, REFUSED * books.calls), "\n".join(
         [*books.refused, story]

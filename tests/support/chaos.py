@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -363,6 +363,20 @@ class Installation:
             rows = [row._asdict() for row in connection.execute(left)]
         providers = self.stack.inside("providers", code=None).stdout
         return "\n".join(["all jobs have ended", *map(str, rows), providers])
+
+    def story(self, documents: Iterable[str] = ()) -> str:
+        """For a person: what was broken when, and all that workers said of these documents."""
+        broken = [
+            f"{one.start:.3f} to {one.end:.3f} {one.what}, {len(one.documents or ())} jobs in hand"
+            for one in sorted(self.struck, key=lambda one: one.start)
+        ]
+        said = [
+            f"{worker.stem}: {line}"
+            for worker in self.stack.home.glob("worker-*.log")
+            for line in worker.read_text(errors="replace").splitlines()
+            if any(document in line for document in documents)
+        ]
+        return "\n".join([*broken, *said])
 
     def ended(self) -> list[str]:
         """What those workers said last that have ended although nobody ended them."""

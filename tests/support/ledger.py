@@ -61,7 +61,7 @@ class Audit:
     extra: int
     unexplained: Sequence[str]
     unrecorded: int
-    unrecorded_unexplained: Sequence[str]
+    unrecorded_unexplained: Sequence[PaidCall]
     unknown_rows: Sequence[str]
     by_cause: Mapping[str, int] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ def audit(
         unexplained=unexplained,
         unrecorded=len(missing),
         unrecorded_unexplained=[
-            str(call) for call in missing if _cause(call, struck, timeout_s) is None
+            call for call in missing if _cause(call, struck, timeout_s) is None
         ],
         unknown_rows=sorted(f"{provider} {request}" for provider, request in rows - known),
         by_cause=dict(causes),
