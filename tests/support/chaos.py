@@ -123,6 +123,7 @@ class Installation:
         self._breaking: list[Future[None]] = []
         self._over = threading.Event()
         ending.callback(self._leave_alone)
+        self._in_hand: dict[int, frozenset[str]] = {}
         self._hands_on = [threading.Lock() for _ in range(workers)]
         #: What workers said that ended before they were ready.
         self.never_ready: list[str] = []
@@ -222,7 +223,12 @@ class Installation:
                 time.sleep(_AGAIN_S)
 
     def held_by(self, pid: int) -> frozenset[str]:
-        """The documents whose jobs a worker process has in its hands, as far as the database knows."""
+        """The documents whose jobs a worker process has in its hands, as far as the database knows; it had
+        them when that was last broken, too: others may have taken them since, and its answers are unwritten.
+        """
+        return self._held_now(pid) | self._in_hand.get(pid, frozenset())
+
+    def _held_now(self, pid: int) -> frozenset[str]:
         rows = self._asked(
             sa.select(jobs.c.document_id, jobs.c.worker_id).where(
                 jobs.c.state == JobState.RUNNING.value, jobs.c.worker_id.like(f"%-{pid}-%")
@@ -311,6 +317,7 @@ class Installation:
 
     def _break_sql(self, one: Break) -> None:
         proxy = self.proxies["sql"]
+        self._in_hand |= {worker.pid: self._held_now(worker.pid) for worker in self.workers}
         match one.kind:
             case "crash":
                 self.cluster.crash()
