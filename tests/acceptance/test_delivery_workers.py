@@ -90,7 +90,7 @@ def test_who_was_stopped_for_two_leases_commits_nothing_and_its_call_is_counted(
     zombie = stack.worker(concurrency=1)
     batch = stack.submit("summarize", "--all")
     eventually(lambda: sim.stats()["in_flight"] == 1, "the call is in flight")
-    zombie.signal(signal.SIGSTOP)
+    stack.freeze(zombie)
     stopped = time.monotonic()
     sim.latency(0.0)
     stack.worker(concurrency=1)

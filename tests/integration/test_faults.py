@@ -165,7 +165,7 @@ def test_a_stopped_worker_cannot_commit_what_was_taken_from_it(stack, sim):
     zombie = stack.worker(concurrency=1)
     batch = stack.submit("summarize", "--all")
     eventually(lambda: sim.stats()["in_flight"] == 1, "the call is in flight")
-    zombie.signal(signal.SIGSTOP)
+    stack.freeze(zombie)
     sim.latency(0.0)
     stack.worker(concurrency=1)
     assert stack.finished(batch)["completed"] == 1

@@ -104,7 +104,7 @@ def test_a_killed_leader_costs_one_call_more_and_nobody_waits_beyond_its_lease(s
 
 def test_a_stopped_leader_that_wakes_up_overwrites_nothing(stack, sim):
     leader, _, first, others = led_by_one_and_followed_by_another(stack, sim, 20.0)
-    leader.signal(signal.SIGSTOP)
+    stack.freeze(leader)
     sim.latency(1.0)
     eventually(all_are(stack, [*first, *others], "completed"), "others answered it")
     (answer,) = cached_answers(stack)

@@ -180,6 +180,11 @@ class Stack:
         self._processes.append(process)
         return process
 
+    def freeze(self, process: Process) -> None:
+        """SIGSTOP, but not in the middle of a transaction: SQLite's only writer would stop with it."""
+        with self.database.write():
+            process.signal(signal.SIGSTOP)
+
     def cli(
         self, *argv: str, code: int | None = 0, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
