@@ -94,9 +94,8 @@ class GroupCommit:
                 self._take(taken, MOST)  # now, and with those who came while another one wrote
                 values = [one.action(connection) for one in taken]
         except BaseException as error:  # noqa: BLE001  # handed to whose write it is
-            if (
-                not taken
-            ):  # nobody could write, for as long as is waited: also those who came last are told
+            if not taken:
+                # Nobody could write, for as long as is waited: also those who came last are told.
                 self._take(taken, len(self._pending))
                 _fail(taken, error)
                 return True
