@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     ready = {"url": f"{server.listening_address}/v1", "model": model}
     print(json.dumps(ready), flush=True)  # noqa: T201
     _until_left_alone(parent)
-    return 0
+    return _leave()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,7 +163,16 @@ def _pipe() -> list[int]:
 
 
 def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - a signal handler's arguments
-    raise SystemExit(0)
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """End at once, without llama.cpp's own shutdown.
+
+    That one waits for ever when it comes before the server's loop has begun, which is some time after
+    it says that it listens. There is nothing here to be written or told.
+    """
+    os._exit(0)
 
 
 if __name__ == "__main__":
