@@ -16,18 +16,35 @@ class FinishReason(StrEnum):
     REFUSAL = "refusal"  # the model or a content filter declined
 
 
+class Role(StrEnum):
+    """Who said something in a conversation."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation said."""
+
+    role: Role
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One question to a model.
 
-    `system` holds the instructions, `prompt` the delimited document; `max_output_tokens` bounds the
-    answer; with `output_schema` (a JSON Schema object, named `schema_name`) the answer must be JSON of it.
+    `system` holds the instructions, `prompt` the delimited document, or what was said last in a
+    conversation whose earlier turns are the `history`; `max_output_tokens` bounds the answer; with
+    `output_schema` (a JSON Schema object, named `schema_name`) the answer must be JSON of it.
     """
 
     system: str
     prompt: str
     max_output_tokens: int
     temperature: float = 0.0
+    history: tuple[Turn, ...] = ()
     output_schema: Mapping[str, Any] | None = None
     schema_name: str = "output"
 
@@ -62,8 +79,8 @@ class StatedLimits:
 class Completion:
     """One model answer. `latency_s` is in seconds; `request_id` is the provider's, for its support.
 
-    `usage` is None when the provider did not count the tokens: unknown, not zero. `limits` came with
-    this very answer and are not kept with it.
+    `usage` is None when the provider did not count the tokens: unknown, not zero. `first_text_s` are the
+    seconds until a streamed answer began. `limits` came with this very answer and are not kept with it.
     """
 
     text: str
@@ -73,4 +90,5 @@ class Completion:
     usage: Usage | None
     latency_s: float = 0.0
     request_id: str | None = None
+    first_text_s: float | None = None
     limits: StatedLimits | None = None

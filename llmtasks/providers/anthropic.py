@@ -14,8 +14,8 @@ from llmtasks import settings
 from llmtasks.messages import FinishReason, Request, Usage
 from llmtasks.providers import sdk
 from llmtasks.providers.base import OFFICIAL_URLS
-from llmtasks.providers.failures import UnreadableAnswerError
-from llmtasks.providers.sdk import Answer, SDKProvider, decode, finish, whole
+from llmtasks.providers.failures import BrokenOffError, UnreadableAnswerError
+from llmtasks.providers.sdk import Answer, Reader, SDKProvider, decode, finish, whole
 
 #: The last API version with a temperature. The SDK's own (2026-10-21) answers 400 to any.
 SAMPLING_VERSION: Final = "2023-06-01"
@@ -67,10 +67,14 @@ class AnthropicProvider(SDKProvider):
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "system": request.system,
-            "messages": [{"role": "user", "content": request.prompt}],
+            "messages": [
+                *({"role": turn.role, "content": turn.text} for turn in request.history),
+                {"role": "user", "content": request.prompt},
+            ],
             "max_tokens": request.max_output_tokens,
         }
+        if request.system:
+            body["system"] = request.system
         if self._takes_temperature:
             body["temperature"] = request.temperature
         if request.output_schema is not None:
@@ -88,6 +92,53 @@ class AnthropicProvider(SDKProvider):
             finish_reason=reason,
             usage=_usage(message.usage),
             id=message.id,
+        )
+
+    def _reader(self) -> Reader:
+        return _Reader()
+
+
+class _Reader:
+    """Reads events from `message_start` to `message_stop`. Of its blocks, only text is the answer."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._text: list[str] = []
+        self._reason: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._id: str | None = None
+
+    def take(self, data: str) -> str:
+        event = decode(data.encode(), _Event)
+        match event.type:
+            case "error":
+                raise BrokenOffError("the answer broke off with an error of the provider")
+            case "message_start" if event.message is not None:
+                self._id = event.message.id
+                self._count(event.message.usage)
+            case "message_delta":
+                self._reason = (event.delta and event.delta.stop_reason) or self._reason
+                self._count(event.usage)
+            case "message_stop":
+                self.ended = True
+            case "content_block_delta" if event.delta is not None:
+                if event.delta.type == "text_delta":
+                    self._text.append(event.delta.text)
+                    return event.delta.text
+        return ""
+
+    def _count(self, usage: dict[str, Any] | None) -> None:
+        """The last word on each kind of token counts; what is not said does not take back."""
+        said = {name: value for name, value in (usage or {}).items() if value is not None}
+        self._usage |= said
+
+    def answer(self) -> Answer:
+        reason = finish(FINISH_REASONS, self._reason)
+        return Answer(
+            text=whole("".join(self._text), reason),
+            finish_reason=reason,
+            usage=_usage(msgspec.Raw(msgspec.json.encode(self._usage))),
+            id=self._id,
         )
 
 
@@ -118,6 +169,24 @@ class _Message(msgspec.Struct):
     stop_reason: str | None = None
     usage: msgspec.Raw = msgspec.Raw(b"null")
     id: str | None = None
+
+
+class _Begun(msgspec.Struct):
+    id: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+class _Delta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+    stop_reason: str | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str
+    message: _Begun | None = None
+    delta: _Delta | None = None
+    usage: dict[str, Any] | None = None
 
 
 _Tokens = Annotated[int, Meta(ge=0)]

@@ -35,6 +35,10 @@ class UnreadableAnswerError(ValueError):
     """A whole HTTP answer that is not what the API promises. Its message holds our words only."""
 
 
+class BrokenOffError(ValueError):
+    """A streamed answer that ended in an error of the provider's. Its message holds our words only."""
+
+
 class Rule(NamedTuple):
     """What a foreign error becomes; `maybe_paid`: the provider may have done the work anyway."""
 
@@ -156,6 +160,7 @@ RAISED: Final[Mapping[tuple[str, str], Rule]] = {
     ("aiohttp", "ClientError"): _CUT,
     # What reads the answer
     ("llmtasks", "UnreadableAnswerError"): _NOT_PROTOCOL,
+    ("llmtasks", "BrokenOffError"): Rule(ProviderUnavailable, "broke off", maybe_paid=True),
     ("msgspec", "ValidationError"): _NOT_PROTOCOL,
     ("msgspec", "DecodeError"): _NOT_PROTOCOL,
     ("json", "JSONDecodeError"): _NOT_PROTOCOL,
@@ -221,7 +226,7 @@ def translate(error: BaseException, origin: Origin, now: float) -> ProviderError
         return _of_status(_Fault.of(link, origin), origin, now)
     what = (
         str(link)
-        if isinstance(link, UnreadableAnswerError)
+        if isinstance(link, UnreadableAnswerError | BrokenOffError)
         else f"{rule.what} ({type(link).__name__})"
     )
     return rule.error(

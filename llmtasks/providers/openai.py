@@ -15,8 +15,8 @@ from llmtasks import settings
 from llmtasks.messages import FinishReason, Request, Usage
 from llmtasks.providers import sdk
 from llmtasks.providers.base import OFFICIAL_URLS
-from llmtasks.providers.failures import UnreadableAnswerError
-from llmtasks.providers.sdk import Answer, SDKProvider, decode, finish, whole
+from llmtasks.providers.failures import BrokenOffError, UnreadableAnswerError
+from llmtasks.providers.sdk import Answer, Reader, SDKProvider, decode, finish, whole
 
 FINISH_REASONS: Final = {
     "stop": FinishReason.STOP,
@@ -28,10 +28,18 @@ FINISH_REASONS: Final = {
 _REASONING = re.compile(r"(?:^|/)(?:o\d|gpt-(?!35)(?:[5-9]|\d\d))", re.ASCII)
 
 
+#: What a server left out, or said nothing in.
+_NULL: Final = msgspec.Raw(b"null")
+
+
 class OpenAIProvider(SDKProvider):
     """A provider that speaks OpenAI's chat completions."""
 
     _path: ClassVar[str] = "/chat/completions"
+    _streamed: ClassVar[Mapping[str, Any]] = {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
     def __init__(self, provider: settings.Provider, api_key: str | None) -> None:
         client = openai.AsyncOpenAI(
@@ -51,7 +59,8 @@ class OpenAIProvider(SDKProvider):
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [
-                {"role": "system", "content": request.system},
+                *([{"role": "system", "content": request.system}] if request.system else []),
+                *({"role": turn.role, "content": turn.text} for turn in request.history),
                 {"role": "user", "content": request.prompt},
             ],
             self._limit_field: request.max_output_tokens,
@@ -88,6 +97,50 @@ class OpenAIProvider(SDKProvider):
             id=chat.id,
         )
 
+    def _reader(self) -> Reader:
+        return _Reader()
+
+
+class _Reader:
+    """Reads `chat.completion.chunk`s up to `[DONE]`."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._text: list[str] = []
+        self._refusal: list[str] = []
+        self._reason: str | None = None
+        self._usage = _NULL
+        self._id: str | None = None
+
+    def take(self, data: str) -> str:
+        if data.strip() == "[DONE]":
+            self.ended = True
+            return ""
+        chunk = decode(data.encode(), _Chunk)
+        if chunk.error != _NULL:
+            raise BrokenOffError("the answer broke off with an error of the provider")
+        self._id = chunk.id or self._id
+        if chunk.usage != _NULL:
+            self._usage = chunk.usage
+        if not chunk.choices:
+            return ""
+        choice = chunk.choices[0]
+        self._reason = choice.finish_reason or self._reason
+        self._refusal.append(choice.delta.refusal or "")
+        text = choice.delta.content or ""
+        self._text.append(text)
+        return text
+
+    def answer(self) -> Answer:
+        refusal = "".join(self._refusal)
+        reason = FinishReason.REFUSAL if refusal else finish(FINISH_REASONS, self._reason)
+        return Answer(
+            text=whole("".join(self._text) or refusal, reason),
+            finish_reason=reason,
+            usage=_usage(self._usage),
+            id=self._id,
+        )
+
 
 def limit_field(base_url: str | None, model: str) -> str:
     """The field that bounds the answer.
@@ -120,8 +173,25 @@ class _Choice(msgspec.Struct):
 
 class _Chat(msgspec.Struct):
     choices: list[_Choice]
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+    usage: msgspec.Raw = _NULL
     id: str | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Part(msgspec.Struct):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Part] = []
+    usage: msgspec.Raw = _NULL
+    id: str | None = None
+    error: msgspec.Raw = _NULL
 
 
 _Tokens = Annotated[int, Meta(ge=0)]

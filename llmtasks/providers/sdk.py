@@ -9,11 +9,13 @@ connection pool is scanned at every request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypedDict, TypeVar, cast
 
 import httpx2
 import msgspec
@@ -21,6 +23,7 @@ import msgspec
 from llmtasks import settings
 from llmtasks.errors import ConfigurationError
 from llmtasks.messages import Completion, FinishReason, Request, Usage
+from llmtasks.providers.base import OnText
 from llmtasks.providers.failures import (
     Origin,
     UnreadableAnswerError,
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 CONNECT_S: Final = 10.0
 #: Seconds an idle connection is kept for the next call.
 KEEPALIVE_S: Final = 60.0
+#: Seconds for the end of a stream after its last event: it comes in the same packet, or the connection goes.
+DRAIN_S: Final = 0.1
 #: Sent where a server wants no key. The SDKs would else take one from the environment.
 NO_KEY: Final = "none"
 
@@ -52,10 +57,35 @@ class Answer:
     id: str | None
 
 
+class Reader(Protocol):
+    """Reads one streamed answer, event by event."""
+
+    def take(self, data: str) -> str:
+        """The text that an event adds to the answer; mostly some letters, often none.
+
+        Raises:
+            UnreadableAnswerError: the event is not of the API's form.
+            BrokenOffError: the event says that the provider gives up.
+        """
+
+    @property
+    def ended(self) -> bool:
+        """Whether the API said that nothing follows."""
+
+    def answer(self) -> Answer:
+        """What the events made.
+
+        Raises:
+            UnreadableAnswerError: they do not say how the answer ended, so it may not be whole.
+        """
+
+
 class SDKProvider(ABC):
     """A provider behind an official SDK. A kind says how to ask and how to read the answer."""
 
     _path: ClassVar[str]
+    #: What a request says besides, to have its answer streamed.
+    _streamed: ClassVar[Mapping[str, Any]] = {"stream": True}
 
     def __init__(
         self,
@@ -77,20 +107,23 @@ class SDKProvider(ABC):
         """The model it was configured with."""
         return self._origin.model
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
         """Ask once, within `timeout_s` from the connection to the last byte of the answer.
+
+        With `on_text` the answer is streamed: its pieces go there as they come, and it is returned whole.
 
         Raises:
             ProviderError: There is no answer; the subclass says why, `maybe_paid` whether it may
-                cost.
+                cost. What `on_text` was given is void.
         """
+        heard = _Heard(on_text)
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.post(
-                    self._path, body=self._body(request), cast_to=httpx2.Response
-                )
-            answer = self._read(response.content)
+                if on_text is None:
+                    answer, headers = await self._whole(request)
+                else:
+                    answer, headers = await self._stream(request, heard)
         except Exception as error:
             failure = translate(error, self._origin, time.time())
             if failure is None:
@@ -103,13 +136,43 @@ class SDKProvider(ABC):
                 model=self.model,
                 usage=answer.usage,
                 latency_s=time.monotonic() - started,
-                request_id=request_id(response.headers, self._origin)
-                or call_id(answer.id, self._origin),
-                limits=stated_limits(response.headers),
+                request_id=request_id(headers, self._origin) or call_id(answer.id, self._origin),
+                first_text_s=None if heard.first_at is None else heard.first_at - started,
+                limits=stated_limits(headers),
             )
         # Not in the handler: the SDK's error quotes the response, which may quote the document, and
         # must not be printed as our error's context.
         raise failure
+
+    async def _whole(self, request: Request) -> tuple[Answer, Mapping[str, str]]:
+        response = await self._client.post(
+            self._path, body=self._body(request), cast_to=httpx2.Response
+        )
+        return self._read(response.content), response.headers
+
+    async def _stream(self, request: Request, heard: _Heard) -> tuple[Answer, Mapping[str, str]]:
+        response = await self._client.post(
+            self._path,
+            body={**self._body(request), **self._streamed},
+            cast_to=httpx2.Response,
+            stream=True,
+        )
+        try:
+            reader = self._reader()
+            found = cast(
+                "AsyncGenerator[httpx2.ServerSentEvent]", aiter(httpx2.EventSource(response))
+            )
+            async with contextlib.aclosing(found) as events:
+                async for event in events:
+                    if text := reader.take(event.data):
+                        heard(text)
+                    if reader.ended:
+                        break
+                answer = reader.answer()
+                await _drained(events)
+        finally:
+            await response.aclose()
+        return answer, response.headers
 
     async def aclose(self) -> None:
         """Close the connections; the provider cannot be used afterwards."""
@@ -126,6 +189,32 @@ class SDKProvider(ABC):
         Raises:
             UnreadableAnswerError: It is not of the API's form, or does not say how it ended.
         """
+
+    @abstractmethod
+    def _reader(self) -> Reader:
+        """For one streamed answer."""
+
+
+class _Heard:
+    """Passes pieces on, and notes when the first one came."""
+
+    def __init__(self, on_text: OnText | None) -> None:
+        self._on_text = on_text
+        self.first_at: float | None = None
+
+    def __call__(self, text: str) -> None:
+        if self.first_at is None:
+            self.first_at = time.monotonic()
+        if self._on_text is not None:
+            self._on_text(text)
+
+
+async def _drained(events: AsyncIterator[object]) -> None:
+    """Read what is left after the last event, so that the connection can be kept; not for long."""
+    with contextlib.suppress(TimeoutError, httpx2.HTTPError, OSError):
+        async with asyncio.timeout(DRAIN_S):
+            async for _ in events:
+                pass
 
 
 class HTTPOptions(TypedDict):

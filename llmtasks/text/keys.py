@@ -57,8 +57,10 @@ def answer_key(
 
 def request_key(tenant: str, models: Iterable[Model], request: Request) -> str:
     """The key of a single question to a model: what the cache and the shared calls go by."""
+    history = [[turn.role, turn.text] for turn in request.history]
     return _digest(
         {
+            **({"history": history} if history else {}),
             "kind": "request",
             "tenant": tenant,
             "models": _models(models),

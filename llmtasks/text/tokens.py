@@ -22,6 +22,8 @@ from llmtasks.messages import Request
 
 #: Tokens that a chat adds around its two messages and before the answer.
 _CHAT_OVERHEAD = 12
+#: Tokens that it adds around each further one.
+_TURN_OVERHEAD = 4
 #: Tokens that announcing an output schema adds besides the schema itself.
 _SCHEMA_OVERHEAD = 24
 
@@ -53,6 +55,7 @@ def estimate(text: str, model: str = "") -> int:
 def request_tokens(request: Request, model: str = "") -> int:
     """Input tokens of a question: instructions, prompt, output schema, and what the chat form adds."""
     total = _CHAT_OVERHEAD + estimate(request.system, model) + estimate(request.prompt, model)
+    total += sum(_TURN_OVERHEAD + estimate(turn.text, model) for turn in request.history)
     if request.output_schema is not None:
         schema = json.dumps(request.output_schema, separators=(",", ":"), ensure_ascii=False)
         total += _SCHEMA_OVERHEAD + estimate(schema, model)
