@@ -199,8 +199,8 @@ def submit_batch(
         ids: Document ids; each becomes one job, in this order.
         task_type: `summarize`, `extract`, `translate`, or one of your own.
         batch_id: Default: a new one.
-        options: The task type's, and `tenant`, `priority`, `fresh`, `deadline_s` (seconds from now, after
-            which a job that is not done fails).
+        options: The task type's, and `tenant`, `priority`, `fresh`, `stream` (answers can be watched while
+            they are written), `deadline_s` (seconds from now, after which a job that is not done fails).
 
     Raises:
         UnknownTaskType, InvalidOption, UsageError: at once, and nothing is submitted.

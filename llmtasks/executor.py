@@ -50,6 +50,7 @@ from llmtasks.jobs import (
 from llmtasks.loop import LoopThread, Running
 from llmtasks.messages import Completion, FinishReason, Request, Usage
 from llmtasks.planning import Plan, plan
+from llmtasks.progress import JobStream, Publisher
 from llmtasks.providers.prices import cost_usd
 from llmtasks.retry import Retry, decide, describe
 from llmtasks.settings import Provider, Settings
@@ -70,6 +71,9 @@ STORE_RETRY_S = 1.0
 
 #: Seconds that a job waits which may be what kills workers, while another such one runs in this process.
 SUSPECT_S = 2.0
+
+#: Ends of a run after which its job runs again, here or elsewhere.
+_COMES_BACK = frozenset({"waiting", "released", "superseded"})
 
 #: Seconds without events after one that could not be sent.
 SILENT_S = 30.0
@@ -93,6 +97,7 @@ class Executor:
         settings: The whole configuration.
         worker_id: The lease that the claimed rows carry.
         source: Gives the texts that are not in the database; None: those are not found.
+        streams: Shows the answers of jobs that want it while they are written.
         converters: Read what the source gives and is no text. Closed with `abort`, else by who made them.
     """
 
@@ -106,6 +111,7 @@ class Executor:
         worker_id: str,
         converters: Pool,
         source: Source | None = None,
+        streams: Publisher | None = None,
     ) -> None:
         self.db = db
         self.gateway = gateway
@@ -114,6 +120,7 @@ class Executor:
         self.worker_id = worker_id
         self.source = source
         self.converters = converters
+        self.streams = streams
         self.to_sink = settings.results.sink is not None
         self._asking: dict[tuple[str, int], Running[Answer]] = {}
         self._given_up: set[str] = set()
@@ -291,9 +298,17 @@ class _Run:
         self.journal = Journal(
             attempts=max(1, job.attempts), on_thread=self._on_thread, on_wait=self._on_wait
         )
+        self.stream = self._stream()
         self.last: Completion | None = None
         self.recorded: list[NewCall] = []
         self.paid_before: Mapping[str, calls.PaidAnswer] = {}
+
+    def _stream(self) -> JobStream | None:
+        """Where the answer is shown while it is written, if somebody wants to see it."""
+        streams, job = self.executor.streams, self.job
+        if streams is None or not job.stream:
+            return None
+        return streams.of(job.job_id, job.fence, self.executor.loop.soon)
 
     def outcome(self) -> Outcome:
         """Work, then move the row to where it belongs."""
@@ -520,6 +535,8 @@ class _Run:
         return Elsewhere() if row is None else self.executor.told(row)
 
     def _ended(self, state: str, level: int, **fields: object) -> None:
+        if self.stream is not None and state not in _COMES_BACK:
+            self.stream.end()
         metrics.jobs.labels(self.job.task_type, state).inc()
         logs.event(
             _log,
@@ -560,14 +577,19 @@ class _Context:
         """Ask a model, wait, and accept its answer; see `task_types.TaskContext`."""
         run = self._run
         key = request_key(run.job.tenant, self._asked.models, request)
+        if run.stream is not None:
+            run.stream.begin()
         if (paid := run.paid_before.get(key)) is not None:
             run.last = _completion(paid)
+            if run.stream is not None:
+                run.stream.given(paid.answer)
             return accept(paid.answer)
         if run.overdue:
             raise run.exceeded("it had more to ask")
         question = Question(
             request=request,
             key=key,
+            listener=run.stream,
             shared=run.settings.is_shared(self.temperature),
             fresh=run.job.fresh,
             tenant=run.job.tenant,

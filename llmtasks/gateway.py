@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from llmtasks import logs, metrics
 from llmtasks.admission import (
@@ -53,7 +53,7 @@ from llmtasks.errors import (
     TransientProviderError,
 )
 from llmtasks.messages import Completion, FinishReason, Request, Usage
-from llmtasks.providers.base import Provider
+from llmtasks.providers.base import OnText, Provider
 from llmtasks.retry import Fail, Postpone, Retry, decide, describe, rate_limit_delay
 from llmtasks.settings import Retry as Policy
 
@@ -72,6 +72,16 @@ LATE_S = 1.0
 CONFIRM_AHEAD_S = 0.05
 
 
+class Listener(Protocol):
+    """Who hears an answer while it is written. Called on the loop: neither may block."""
+
+    def text(self, piece: str) -> None:
+        """The next piece of the answer; an answer that is already there is one piece."""
+
+    def again(self, why: LLMTasksError) -> None:
+        """What was heard so far is void, because the call broke: raise `why` unless it may be asked again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """A request with what its admission needs.
@@ -80,7 +90,7 @@ class Question:
     asked by one at a time in the fleet; `fresh` asks again although the answer is known. `tenant`,
     `priority` and `task` are its job's. `exact`: its tokens are counted, not estimated. `accept` makes the
     output of an answer's text, or raises an `OutputError`: only an accepted answer counts and is kept. It
-    runs on the job's own thread.
+    runs on the job's own thread. With a `listener` the answer is streamed.
     """
 
     request: Request
@@ -94,6 +104,7 @@ class Question:
     task: str
     fresh: bool = False
     accept: Callable[[str], Any] = str
+    listener: Listener | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +147,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """The call gave no answer; whether to ask again is `retry.decide`'s business."""
+    """The call gave no answer; whether to ask again is `retry.decide`'s business.
+
+    `heard`: a listener had heard the beginning of one.
+    """
 
     provider: str
     error: LLMTasksError
+    heard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +245,9 @@ class Gateway:
                 case _Returned():
                     await self._await_ring(bell, 0.0)
                     returned = True
-                case _Failure(provider, failure):
+                case _Failure(provider, failure, heard):
+                    if heard and question.listener is not None:
+                        question.listener.again(failure)
                     tried, last = (*tried, provider), failure
                     returned = isinstance(failure, RateLimitError)
                     await self._after(failure, journal)
@@ -245,9 +262,10 @@ class Gateway:
             return _Failure("", error)
         match decision:
             case Hit(completion):
-                return Answer(
-                    completion, await _accepted(completion, question, journal), cached=True
-                )
+                output = await _accepted(completion, question, journal)
+                if question.listener is not None:
+                    question.listener.text(completion.text)
+                return Answer(completion, output, cached=True)
             case Wait() | Follow():
                 return decision
             case Go():
@@ -319,10 +337,11 @@ class Gateway:
         )
         settlement: Outcome = GivenUp()
         paid = True  # until the provider's own answer says otherwise
+        heard = _Heard(question.listener)
         started = time.monotonic()
         try:
             with metrics.active_requests.labels(provider.model).track_inprogress():
-                completion = await provider.complete(question.request)
+                completion = await provider.complete(question.request, heard.on_text)
             call = _answered(call, completion)
             settlement = Succeeded(usage=completion.usage, limits=completion.limits)
             output = await _accepted(completion, question, journal)
@@ -331,7 +350,7 @@ class Gateway:
         except ProviderError as error:
             call = replace(call, outcome=type(error).__name__)
             settlement, paid = self._settlement(error), error.maybe_paid
-            return _Failure(go.provider, error)
+            return _Failure(go.provider, error, heard.anything)
         finally:
             if not call.latency_s:
                 call = replace(call, latency_s=time.monotonic() - started)
@@ -444,6 +463,24 @@ class Gateway:
         self._telling.discard(telling)
         if not telling.cancelled():
             telling.exception()  # seen: nobody waits for it any more once it took too long
+
+
+class _Heard:
+    """Whether a listener has heard anything of a call."""
+
+    def __init__(self, listener: Listener | None) -> None:
+        self._listener = listener
+        self.anything = False
+
+    @property
+    def on_text(self) -> OnText | None:
+        """What a provider is to call, where there is somebody to hear it."""
+        return None if self._listener is None else self._hear
+
+    def _hear(self, piece: str) -> None:
+        assert self._listener is not None
+        self.anything = True
+        self._listener.text(piece)
 
 
 def _claim(question: Question, waiter: str, tried: tuple[str, ...], *, returned: bool) -> Claim:

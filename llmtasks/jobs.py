@@ -94,6 +94,7 @@ class NewJob:
     `direct` jobs (`delay`, a Celery group) are published by their producer and keep a Celery result;
     the others belong to a batch that the feeder hands to the broker piece by piece. `canvas` is what
     Celery has to be told again when the job is sent again: its chord, callbacks and place in a group.
+    With `stream` its answer can be watched while it is written.
     `deadline_s` is how many seconds it may take from its submission (or its retry); None: any.
     """
 
@@ -104,6 +105,7 @@ class NewJob:
     options: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0
     fresh: bool = False
+    stream: bool = False
     direct: bool = True
     batch_id: str | None = None
     canvas: Mapping[str, Any] | None = None

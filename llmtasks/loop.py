@@ -9,7 +9,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -67,6 +67,10 @@ class LoopThread:
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Schedule a coroutine; cancelling the future cancels the coroutine."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Run a function on the loop, after what was given to it before. From any thread."""
+        self._loop.call_soon_threadsafe(function)
 
     def start_task(self, coroutine: Coroutine[Any, Any, T]) -> Running[T]:
         """Start a coroutine that may be cancelled and whose end matters."""

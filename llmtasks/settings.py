@@ -243,6 +243,17 @@ class Cache(_Section, frozen=True):
     they are kept."""
 
 
+class Streams(_Section, frozen=True):
+    """Answers of jobs submitted with `stream`, in Redis while they are written, for those who watch."""
+
+    keep_s: Seconds = 900.0
+    """Seconds that the pieces of an answer are kept after the last one. The result is in the database."""
+    max_entries: Count = 20_000
+    """Pieces of one job that are kept. Who comes too late for the first ones gets the answer when it is
+    whole.
+    """
+
+
 class Retry(_Section, frozen=True):
     """Attempts of one job. A rate limit or an outage delays a job and costs it no attempt."""
 
@@ -427,6 +438,7 @@ class Settings(_Section, frozen=True):
     documents: Documents = Documents()
     results: Results = Results()
     retention: Retention = Retention()
+    streams: Streams = Streams()
     prompts: Prompts = Prompts()
     log: Log = Log()
 

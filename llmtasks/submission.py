@@ -16,6 +16,7 @@ COMMON_OPTIONS: Mapping[str, Any] = {
     "tenant": "default",
     "priority": 0,
     "fresh": False,
+    "stream": False,
     "deadline_s": None,
 }
 
@@ -44,6 +45,10 @@ class Options(Protocol):
     @property
     def fresh(self) -> bool:
         """Ask again."""
+
+    @property
+    def stream(self) -> bool:
+        """Show the answer while it is written."""
 
     @property
     def deadline_s(self) -> float | None:
@@ -122,5 +127,6 @@ def _check_common(common: Mapping[str, Any]) -> None:
         raise InvalidOption(f"priority must be from 0 to {MAX_PRIORITY}, not {priority}")
     if not isinstance(tenant, str) or not 0 < len(tenant) <= MAX_TENANT:
         raise InvalidOption(f"tenant must be a text of 1 to {MAX_TENANT} characters")
-    if not isinstance(common["fresh"], bool):
-        raise InvalidOption("fresh must be true or false")
+    for name in ("fresh", "stream"):
+        if not isinstance(common[name], bool):
+            raise InvalidOption(f"{name} must be true or false")

@@ -177,7 +177,8 @@ def process_document(
         document_id: Of a document added before (`add_document`, `llmtasks documents add`).
         task_type: `summarize`, `extract`, `translate`, or one of your own.
         options: The task type's own, and `tenant`, `priority` (0-9, 9 first), `fresh` (ask again),
-            `deadline_s` (seconds it may take from now, waiting included; then it fails).
+            `stream` (its answer can be watched while it is written), `deadline_s` (seconds it may take from
+            now, waiting included; then it fails).
 
     Returns:
         `{"status", "document_id", "task_type", "job_id", "cached", "provider", "model", "usage",
@@ -248,7 +249,8 @@ def received(request: Any, document_id: str, task_type: str, options: Mapping[st
     own = dict(options)
     tenant = own.pop("tenant", "default")
     priority = own.pop("priority", 0)
-    fresh, given = bool(own.pop("fresh", False)), own.pop("deadline_s", None)
+    fresh, stream = bool(own.pop("fresh", False)), bool(own.pop("stream", False))
+    given = own.pop("deadline_s", None)
     deadline_s, no_deadline = _tried(submission.deadline, given)
     canvas, no_canvas = _tried(_checked_canvas, request)
     sized, no_options = _tried(_sized, own)
@@ -266,6 +268,7 @@ def received(request: Any, document_id: str, task_type: str, options: Mapping[st
         options=kept,
         priority=priority if isinstance(priority, int) and 0 <= priority <= MAX_PRIORITY else 0,
         fresh=fresh,
+        stream=stream,
         deadline_s=deadline_s,
         direct=not request.ignore_result,
         batch_id=request.group,

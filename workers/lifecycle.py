@@ -24,6 +24,7 @@ from llmtasks.gateway import Gateway
 from llmtasks.jobs import NewJob, Outcome, Parked
 from llmtasks.local import EmbeddedServer
 from llmtasks.loop import LoopThread
+from llmtasks.progress import Publisher
 from llmtasks.retry import describe
 from llmtasks.settings import Settings, current
 from llmtasks.store import jobs
@@ -79,9 +80,10 @@ class Runtime:
         loop = LoopThread()
         loop.start()
         closing.callback(loop.stop)
-        fleet, gateway = loop.run(self._connect(ready.keys))
+        fleet, gateway, streams = loop.run(self._connect(ready.keys))
         closing.callback(lambda: loop.run(_close(fleet, gateway), timeout=5.0))
         self._loop, self._fleet, self._gateway = loop, fleet, gateway
+        closing.callback(lambda: loop.run(streams.aclose(), timeout=5.0))
         self.executor = Executor(
             db=db,
             gateway=gateway,
@@ -89,6 +91,7 @@ class Runtime:
             settings=settings,
             worker_id=self.worker_id,
             source=ready.hooks.source,
+            streams=streams,
             converters=closing.enter_context(documents.pool()),
         )
         url = self._serve_metrics(closing)
@@ -129,7 +132,9 @@ class Runtime:
             metrics=url or "off",
         )
 
-    async def _connect(self, keys: Mapping[str, str | None]) -> tuple[admission.Decider, Gateway]:
+    async def _connect(
+        self, keys: Mapping[str, str | None]
+    ) -> tuple[admission.Decider, Gateway, Publisher]:
         settings = self.settings
         fleet = _fleet(settings)
         gateway = Gateway(
@@ -139,7 +144,7 @@ class Runtime:
             park_after_s=settings.dispatch.park_after_s,
             max_calls=settings.worker.max_calls,
         )
-        return fleet, gateway
+        return fleet, gateway, Publisher.made(settings)
 
     @property
     def _task_types(self) -> list[str]:

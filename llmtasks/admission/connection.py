@@ -93,7 +93,10 @@ class _FirstKey:
         """Nothing is to be asked."""
 
     async def get_keys(self, *command: Any) -> tuple[Any, ...]:
-        """Of GET, SET and DEL; the client knows those of scripts."""
+        """The client knows those of scripts; all others that are used begin with theirs, but XREAD."""
+        if command[0] == "XREAD":
+            first = command.index(b"STREAMS") + 1
+            return command[first : first + 1]
         return command[1:2]
 
 

@@ -61,6 +61,7 @@ class Sendable:
     tenant: str
     priority: int
     fresh: bool
+    stream: bool
     direct: bool
     batch_id: str | None
     canvas: Mapping[str, Any] | None
@@ -76,6 +77,7 @@ SENDABLE_COLUMNS = (
     jobs.c.tenant,
     jobs.c.priority,
     jobs.c.fresh,
+    jobs.c.stream,
     jobs.c.direct,
     jobs.c.batch_id,
     jobs.c.canvas,

@@ -493,6 +493,7 @@ def _row(job: NewJob) -> dict[str, Any]:
         "options": dict(job.options),
         "priority": job.priority,
         "fresh": job.fresh,
+        "stream": job.stream,
         "direct": job.direct,
         "canvas": None if job.canvas is None else dict(job.canvas),
         "of_tenant": job.tenant,

@@ -12,7 +12,7 @@ from llmtasks.store.engine import Database
 
 #: The newest revision, which this version of the code works on. Revisions are numbered: 0001, 0002,
 #: …
-HEAD = "0005"
+HEAD = "0006"
 
 #: Held on PostgreSQL while migrating, so that of several starters one migrates. Any number of ours.
 _LOCK = 5_061_807_294

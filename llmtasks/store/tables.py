@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
+    false,
     literal_column,
 )
 
@@ -112,6 +113,7 @@ jobs = Table(
     Column("finished_at", Double),
     Column("deadline_s", Double),  # seconds from submission or retry; NULL: any
     Column("deadline_at", Double),
+    Column("stream", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("seq"),
     UniqueConstraint("job_id"),
 )

@@ -46,7 +46,7 @@ MISTAKES: list[tuple[str, str, Mapping[str, str], str]] = [
         (
             "FILE: url: is no section; allowed here: broker, redis, database, local, providers,"
             " tasks, cache, retry, delivery, dispatch, worker, metrics, flower, documents,"
-            " results, retention, prompts, log"
+            " results, retention, streams, prompts, log"
         ),
     ),
     (
