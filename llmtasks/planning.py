@@ -5,7 +5,7 @@ for the estimate of what they will cost.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,7 @@ class Plan:
     @property
     def exact(self) -> bool:
         """Whether a question's tokens are counted, not estimated: all models have one known vocabulary."""
-        encodings = {encoding_of(provider.model) for provider in self.providers}
-        return len(encodings) == 1 and None not in encodings
+        return is_exact(self.providers)
 
     def answer_key(self, tenant: str, content_hash: str) -> str | None:
         """The name of the whole question about a document; None where answers are not to be shared."""
@@ -80,12 +79,23 @@ class Plan:
 
     def input_tokens(self, request: Request) -> Mapping[str, int]:
         """Tokens of a question by provider; models of one vocabulary count once."""
-        by_encoding: dict[str | None, int] = {}
-        for provider in self.providers:
-            encoding = encoding_of(provider.model)
-            if encoding not in by_encoding:
-                by_encoding[encoding] = request_tokens(request, provider.model)
-        return {p.name: by_encoding[encoding_of(p.model)] for p in self.providers}
+        return input_tokens(self.providers, request)
+
+
+def is_exact(providers: Sequence[Provider]) -> bool:
+    """Whether a question's tokens are counted, not estimated: all models have one known vocabulary."""
+    encodings = {encoding_of(provider.model) for provider in providers}
+    return len(encodings) == 1 and None not in encodings
+
+
+def input_tokens(providers: Sequence[Provider], request: Request) -> Mapping[str, int]:
+    """Tokens of a question by provider; models of one vocabulary count once."""
+    by_encoding: dict[str | None, int] = {}
+    for provider in providers:
+        encoding = encoding_of(provider.model)
+        if encoding not in by_encoding:
+            by_encoding[encoding] = request_tokens(request, provider.model)
+    return {p.name: by_encoding[encoding_of(p.model)] for p in providers}
 
 
 def plan(settings: Settings, task_type: str, options: Mapping[str, Any]) -> Plan:

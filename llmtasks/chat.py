@@ -1,0 +1,194 @@
+"""A conversation with a model, token by token, through the same gate as every job.
+
+Nothing of it is stored: it counts against the fleet's limits, shows in the metrics, and is gone. Before the
+first piece a call that breaks is asked again, elsewhere if somebody else can; after it nobody can take back
+what was read, and the stream ends with the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llmtasks import logs, planning
+from llmtasks.errors import InvalidOption, LLMTasksError, OutputRefused, OutputTruncated
+from llmtasks.gateway import Call, Gateway, Journal, Question
+from llmtasks.messages import FinishReason, Request, Usage
+from llmtasks.providers.prices import cost_usd
+from llmtasks.settings import Provider, Settings
+
+_log = logs.get("chat")
+
+#: The task by whose name the fleet learns how long answers are.
+TASK = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """The answer has ended, as `finish_reason` says. `usage` and `cost_usd` (US dollars) None: unknown."""
+
+    finish_reason: FinishReason
+    provider: str
+    model: str
+    usage: Usage | None
+    cost_usd: float | None
+    request_id: str | None
+
+
+class Chat:
+    """Asks for one process. Lives on the gateway's loop."""
+
+    def __init__(self, gateway: Gateway, settings: Settings) -> None:
+        self._gateway = gateway
+        self._settings = settings
+
+    def providers(self, name: str | None) -> tuple[Provider, ...]:
+        """Those that may answer: all, or those of this name or model.
+
+        Raises:
+            InvalidOption: there is none, naming those that are.
+        """
+        known = self._settings.providers
+        if name is None:
+            return known
+        found = tuple(one for one in known if name in (one.name, one.model))
+        if not found:
+            names = ", ".join(dict.fromkeys(part for p in known for part in (p.name, p.model)))
+            raise InvalidOption(f"no provider and no model is called {name!r}; known: {names}")
+        return found
+
+    async def stream(
+        self,
+        request: Request,
+        providers: tuple[Provider, ...],
+        *,
+        tenant: str,
+        priority: int,
+    ) -> AsyncGenerator[Piece | Whole, None]:
+        """The pieces of the answer as they come, and at last how it ended.
+
+        Closing the generator gives up the call: its connection is closed, and it is settled.
+
+        Raises:
+            NotNow: nobody can be asked within the time a job would wait in place.
+            LLMTasksError: the call failed for good, or broke after its first piece.
+        """
+        heard = _Pieces()
+        journal = Journal(attempts=1, on_thread=_here, on_wait=lambda _why, _delay: None)
+        question = self._question(request, providers, heard, tenant, priority)
+        asking = asyncio.ensure_future(self._gateway.ask(question, journal))
+        asking.add_done_callback(heard.end)
+        try:
+            while (piece := await heard.queue.get()) is not None:
+                yield Piece(piece)
+            reason = await _end_of(asking)
+            yield self._whole(reason, journal.calls[-1])
+        finally:
+            await _ended(asking)
+            for call in journal.calls:
+                _tell(call)
+
+    def _question(
+        self,
+        request: Request,
+        providers: tuple[Provider, ...],
+        heard: _Pieces,
+        tenant: str,
+        priority: int,
+    ) -> Question:
+        return Question(
+            request=request,
+            key=uuid.uuid4().hex,
+            shared=False,
+            providers=tuple(one.name for one in providers),
+            input_tokens=max(planning.input_tokens(providers, request).values()),
+            exact=planning.is_exact(providers),
+            tenant=tenant,
+            priority=priority,
+            task=TASK,
+            listener=heard,
+        )
+
+    def _whole(self, reason: FinishReason, call: Call) -> Whole:
+        provider = next(one for one in self._settings.providers if one.name == call.provider)
+        cost = None
+        if call.usage is not None:
+            cost = cost_usd(provider.kind, provider.base_url, call.model, call.usage)
+        return Whole(
+            finish_reason=reason,
+            provider=call.provider,
+            model=call.model,
+            usage=call.usage,
+            cost_usd=cost,
+            request_id=call.request_id,
+        )
+
+
+class _Pieces:
+    """A `Listener` whose reader takes the pieces one by one; None after the last."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def text(self, piece: str) -> None:
+        self.queue.put_nowait(piece)
+
+    def again(self, why: LLMTasksError) -> None:
+        raise why
+
+    def end(self, _asking: object) -> None:
+        self.queue.put_nowait(None)
+
+
+async def _end_of(asking: asyncio.Future[Any]) -> FinishReason:
+    """How the answer ended. One that was cut or declined is an end, and no error: it has been read."""
+    try:
+        await asking
+    except OutputTruncated:
+        return FinishReason.LENGTH
+    except OutputRefused:
+        return FinishReason.REFUSAL
+    return FinishReason.STOP
+
+
+async def _ended(asking: asyncio.Future[Any]) -> None:
+    """Give the call up, if it is still under way, and wait until it is settled."""
+    asking.cancel()
+    with contextlib.suppress(LLMTasksError, asyncio.CancelledError):
+        await asyncio.shield(asyncio.wait([asking]))
+    if asking.done() and not asking.cancelled():
+        asking.exception()  # seen, also where nobody waited for it
+
+
+def _here(function: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+    """Accepting any text takes no thread."""
+    done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    done.set_result(function())
+    return done
+
+
+def _tell(call: Call) -> None:
+    usage = call.usage or Usage()
+    logs.info(
+        _log,
+        "chat-call",
+        provider=call.provider,
+        model=call.model,
+        outcome=call.outcome,
+        request=call.request_id or "",
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        seconds=call.latency_s,
+    )
