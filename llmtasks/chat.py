@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
+import functools
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llmtasks import logs, planning
-from llmtasks.errors import InvalidOption, LLMTasksError, OutputRefused, OutputTruncated
+from llmtasks.errors import InvalidOption, LLMTasksError, NotNow, OutputRefused, OutputTruncated
 from llmtasks.gateway import Call, Gateway, Journal, Question
 from llmtasks.messages import FinishReason, Request, Usage
 from llmtasks.providers.prices import cost_usd
 from llmtasks.settings import Provider, Settings
 
 _log = logs.get("chat")
+
+#: Seconds that chats which are given up have to be settled.
+_SETTLE_S = 5.0
 
 #: The task by whose name the fleet learns how long answers are.
 TASK = "chat"
@@ -53,6 +56,14 @@ class Chat:
     def __init__(self, gateway: Gateway, settings: Settings) -> None:
         self._gateway = gateway
         self._settings = settings
+        self._asking: set[asyncio.Future[Any]] = set()
+
+    async def aclose(self) -> None:
+        """Give up what is under way, and wait until it is settled."""
+        for asking in self._asking:
+            asking.cancel()
+        if self._asking:
+            await asyncio.wait(self._asking, timeout=_SETTLE_S)
 
     def providers(self, name: str | None) -> tuple[Provider, ...]:
         """Those that may answer: all, or those of this name or model.
@@ -79,26 +90,36 @@ class Chat:
     ) -> AsyncGenerator[Piece | Whole, None]:
         """The pieces of the answer as they come, and at last how it ended.
 
-        Closing the generator gives up the call: its connection is closed, and it is settled.
+        It waits `[api] chat_wait_s` at the longest for its turn; then as long as the provider takes. Closing
+        the generator gives up the call: its connection is closed, and it is settled.
 
         Raises:
-            NotNow: nobody can be asked within the time a job would wait in place.
+            NotNow: nobody can be asked within that time.
             LLMTasksError: the call failed for good, or broke after its first piece.
         """
-        heard = _Pieces()
-        journal = Journal(attempts=1, on_thread=_here, on_wait=lambda _why, _delay: None)
+        heard = _Pieces(self._settings.api.chat_wait_s)
+        journal = Journal(attempts=1, on_thread=_here, on_wait=heard.waits)
         question = self._question(request, providers, heard, tenant, priority)
         asking = asyncio.ensure_future(self._gateway.ask(question, journal))
+        heard.patience(asking)
+        self._asking.add(asking)
         asking.add_done_callback(heard.end)
+        asking.add_done_callback(functools.partial(self._ended, journal))
         try:
             while (piece := await heard.queue.get()) is not None:
                 yield Piece(piece)
+            heard.check()
             reason = await _end_of(asking)
             yield self._whole(reason, journal.calls[-1])
         finally:
-            await _ended(asking)
-            for call in journal.calls:
-                _tell(call)
+            asking.cancel()  # it closes its connection and settles by itself
+
+    def _ended(self, journal: Journal, asking: asyncio.Future[Any]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # seen, also where nobody waited for it
+        for call in journal.calls:
+            _tell(call)
 
     def _question(
         self,
@@ -137,10 +158,55 @@ class Chat:
 
 
 class _Pieces:
-    """A `Listener` whose reader takes the pieces one by one; None after the last."""
+    """A `Listener` whose reader takes the pieces one by one; None after the last.
 
-    def __init__(self) -> None:
+    It has patience for so long while nobody is called.
+    """
+
+    def __init__(self, wait_s: float) -> None:
         self.queue: asyncio.Queue[str | None] = asyncio.Queue()
+        self._wait_s = wait_s
+        self._until = asyncio.get_running_loop().time() + wait_s
+        self._asking: asyncio.Future[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._why = "others come first"
+        self._gave_up = False
+
+    def patience(self, asking: asyncio.Future[Any]) -> None:
+        """Give this up in time."""
+        self._asking = asking
+        self._wait()
+
+    def waits(self, why: str, _delay: float) -> None:
+        """It waits, and why."""
+        self._why = why
+        self._wait()
+
+    def check(self) -> None:
+        """See whether it was given up.
+
+        Raises:
+            NotNow: its time was over before anybody could be called.
+        """
+        if self._gave_up:
+            raise NotNow(f"nobody could be asked within {self._wait_s:g} s: {self._why}", delay=1.0)
+
+    def called(self) -> None:
+        self._stop()
+
+    def _wait(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(self._until, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._asking is not None and not self._asking.done():
+            self._gave_up = True
+            self._asking.cancel()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def text(self, piece: str) -> None:
         self.queue.put_nowait(piece)
@@ -149,6 +215,7 @@ class _Pieces:
         raise why
 
     def end(self, _asking: object) -> None:
+        self._stop()
         self.queue.put_nowait(None)
 
 
@@ -161,15 +228,6 @@ async def _end_of(asking: asyncio.Future[Any]) -> FinishReason:
     except OutputRefused:
         return FinishReason.REFUSAL
     return FinishReason.STOP
-
-
-async def _ended(asking: asyncio.Future[Any]) -> None:
-    """Give the call up, if it is still under way, and wait until it is settled."""
-    asking.cancel()
-    with contextlib.suppress(LLMTasksError, asyncio.CancelledError):
-        await asyncio.shield(asyncio.wait([asking]))
-    if asking.done() and not asking.cancelled():
-        asking.exception()  # seen, also where nobody waited for it
 
 
 def _here(function: Callable[[], Any]) -> concurrent.futures.Future[Any]:

@@ -73,7 +73,10 @@ CONFIRM_AHEAD_S = 0.05
 
 
 class Listener(Protocol):
-    """Who hears an answer while it is written. Called on the loop: neither may block."""
+    """Who hears an answer while it is written. Called on the loop: none of it may block."""
+
+    def called(self) -> None:
+        """A call goes out: from now on it is the provider that is waited for."""
 
     def text(self, piece: str) -> None:
         """The next piece of the answer; an answer that is already there is one piece."""
@@ -339,6 +342,8 @@ class Gateway:
         paid = True  # until the provider's own answer says otherwise
         heard = _Heard(question.listener)
         started = time.monotonic()
+        if question.listener is not None:
+            question.listener.called()
         try:
             with metrics.active_requests.labels(provider.model).track_inprogress():
                 completion = await provider.complete(question.request, heard.on_text)

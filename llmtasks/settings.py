@@ -76,6 +76,16 @@ Password = Annotated[
 ]
 
 
+Token = Annotated[
+    str,
+    Meta(
+        pattern=r"^[^\s,:]{1,128}:[A-Za-z0-9._~+/=-]{16,}$",
+        description="a tenant and its token of 16 characters or more, as in acme:TOKEN",
+        extra={"secret": True},
+    ),
+]
+
+
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Shown without passwords and credentials, whoever prints it."""
 
@@ -87,7 +97,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         shown: list[tuple[str, Any]] = []
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name == "password" and value is not None:
+            if name in {"password", "tokens"} and value:
                 value = "***"
             elif isinstance(value, str) and "://" in value:
                 value = addresses.public(value)
@@ -353,6 +363,32 @@ class Flower(_Section, frozen=True):
     """Whoever looks has to know it. Better given as `LLMTASKS_FLOWER__PASSWORD` than in the file."""
 
 
+class API(_Section, frozen=True):
+    """`llmtasks serve`: documents, jobs and streams over HTTP."""
+
+    host: Text = "127.0.0.1"
+    """The address to listen on. Other than loopback it needs tokens."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    """Its port. 0: any free one."""
+    tokens: tuple[Token, ...] = ()
+    """Who may call, as `TENANT:TOKEN`: whoever knows the token (`Authorization: Bearer TOKEN`) sees and
+    touches what is the tenant's. A tenant may have several. Without any, everybody on this machine is the
+    tenant `default`. Better given as `LLMTASKS_API__TOKENS` than in the file.
+    """
+    max_body_bytes: Count = 32_000_000
+    """Bytes that a request may have; a larger one is refused."""
+    max_batch: Count = 100_000
+    """Document ids that one request may submit."""
+    max_streams: Count = 1_000
+    """Streams of events that one server sends at once."""
+    chat_wait_s: Seconds = 30.0
+    """Seconds that `POST /chat/stream` waits for its turn; then it is refused (503)."""
+    chat_output_tokens: Count = 1_024
+    """Tokens that an answer of `POST /chat/stream` may have, where the request does not say."""
+    drain_s: SecondsOrNone = 10.0
+    """Seconds that requests and chats under way have to end after SIGTERM."""
+
+
 class Documents(_Section, frozen=True):
     """What is accepted, and where texts come from that were not added."""
 
@@ -435,6 +471,7 @@ class Settings(_Section, frozen=True):
     worker: Worker = Worker()
     metrics: Metrics = Metrics()
     flower: Flower = Flower()
+    api: API = API()
     documents: Documents = Documents()
     results: Results = Results()
     retention: Retention = Retention()
@@ -872,6 +909,13 @@ def _check(settings: Settings, found: Origin) -> None:
     _check_watched("flower", settings.flower, found)
     if settings.metrics.enabled:
         _check_watched("metrics", settings.metrics, found)
+    if settings.api.host not in LOOPBACK and not settings.api.tokens:
+        raise found.error(
+            "api.tokens",
+            "is required when api.host is not loopback; set LLMTASKS_API__TOKENS=TENANT:TOKEN, or"
+            " api.host to 127.0.0.1",
+            "api.host",
+        )
     _check_retention(settings.retention, found)
 
 

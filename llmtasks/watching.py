@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmtasks import task_types
 from llmtasks.errors import UnknownJob
-from llmtasks.store import batches, calls, workers
+from llmtasks.store import batches, calls, documents, jobs, workers
 from llmtasks.store.batches import Times
 from llmtasks.store.calls import Recent
+from llmtasks.store.documents import Document
 from llmtasks.store.process import database
 
 #: How far back answers are counted: seconds, and calls.
 _RECENT_S = 3_600.0
 _RECENT_CALLS = 20_000
+#: Jobs that one statement asks for.
+_AT_ONCE = 500
 
 
 def times(target: str) -> Times:
@@ -24,6 +29,45 @@ def times(target: str) -> Times:
     if found is None:
         raise UnknownJob.named(target)
     return found
+
+
+def tenant_of(target: str) -> str | None:
+    """Whose a batch is, or a job; None when there is neither."""
+    return batches.tenant_of(database(), target)
+
+
+def ended_of(job_ids: Sequence[str]) -> set[str]:
+    """Those of these jobs that have ended, or are gone."""
+    chunks = [job_ids[start : start + _AT_ONCE] for start in range(0, len(job_ids), _AT_ONCE)]
+    return set().union(*(jobs.ended_of(database(), chunk) for chunk in chunks))
+
+
+def answers() -> None:
+    """Look whether the database does.
+
+    Raises:
+        StoreUnavailable: it does not.
+    """
+    batches.newest(database())
+
+
+def metrics_urls() -> list[str]:
+    """Where live workers serve their metrics."""
+    return [one.metrics_url for one in workers.live(database()) if one.metrics_url is not None]
+
+
+def document(document_id: str, tenant: str) -> Document:
+    """A stored document with its newest text.
+
+    Raises:
+        DocumentNotFound: there is none of this id.
+    """
+    return documents.load(database(), tenant, document_id)
+
+
+def document_ids(tenant: str, after: str, limit: int) -> list[str]:
+    """Ids of a tenant's documents behind this one, in the order of the ids."""
+    return documents.ids_after(database(), tenant, after, limit)
 
 
 def newest_batch() -> str:

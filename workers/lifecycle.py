@@ -136,7 +136,7 @@ class Runtime:
         self, keys: Mapping[str, str | None]
     ) -> tuple[admission.Decider, Gateway, Publisher]:
         settings = self.settings
-        fleet = _fleet(settings)
+        fleet = admission.decider_of(settings)
         gateway = Gateway(
             fleet,
             {p.name: providers.build(p, keys[p.name]) for p in settings.providers},
@@ -373,17 +373,6 @@ def _handler(executor: Executor, parked: Callable[[], None]) -> tasks.Handler:
         return outcome
 
     return handle
-
-
-def _fleet(settings: Settings) -> admission.Decider:
-    """The fleet's decisions; where it is allowed, those of a process that goes on alone."""
-    fleet = admission.fleet_of(settings)
-    if settings.redis.local_share == 0:
-        return fleet
-    alone = admission.Alone(settings.providers, settings.redis.local_share)
-    outpost = admission.Outpost(fleet, alone, local_for_s=settings.redis.local_for_s)
-    outpost.start()
-    return outpost
 
 
 async def _call(function: Callable[[], None]) -> None:

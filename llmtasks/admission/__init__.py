@@ -37,7 +37,7 @@ from llmtasks.admission.decisions import (
     Succeeded,
     Wait,
 )
-from llmtasks.admission.outpost import Outpost
+from llmtasks.admission.outpost import Outpost, decider_of
 from llmtasks.admission.wakes import Bell
 
 __all__ = [
@@ -66,5 +66,6 @@ __all__ = [
     "Succeeded",
     "Wait",
     "connect",
+    "decider_of",
     "fleet_of",
 ]

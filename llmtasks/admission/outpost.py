@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 
-from llmtasks import logs
-from llmtasks.admission.admission import Admission
+from llmtasks import logs, settings
+from llmtasks.admission.admission import Admission, fleet_of
 from llmtasks.admission.alone import HORIZON_S, Alone
 from llmtasks.admission.connection import HANGS_S, ended
+from llmtasks.admission.decider import Decider
 from llmtasks.admission.decisions import (
     Abandoned,
     Claim,
@@ -228,6 +229,17 @@ class Outpost:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def decider_of(configured: settings.Settings) -> Decider:
+    """The fleet's decisions; where it is allowed, those of a process that may go on alone. On the loop."""
+    fleet = fleet_of(configured)
+    if configured.redis.local_share == 0:
+        return fleet
+    alone = Alone(configured.providers, configured.redis.local_share)
+    outpost = Outpost(fleet, alone, local_for_s=configured.redis.local_for_s)
+    outpost.start()
+    return outpost
 
 
 def _away() -> AdmissionUnavailable:

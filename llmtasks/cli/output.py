@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from llmtasks.client import RESULT_KEYS, JobResult
+from llmtasks.client import JobResult
 from llmtasks.settings import Provider
+from llmtasks.shapes import result_json as result_json  # noqa: PLC0414  # the other
+from llmtasks.shapes import status_json as status_json  # noqa: PLC0414  # shapes of commands
 from llmtasks.store.batches import BatchStatus
 
 #: What is said of a provider without limits.
@@ -147,26 +149,6 @@ def spoken(reason: str) -> str:
     return visible(reason) or "no reason is known"
 
 
-def status_json(status: BatchStatus) -> dict[str, Any]:
-    """The stable shape of `status --json`."""
-    return {
-        "batch_id": status.batch_id,
-        "state": status.state,
-        "total": status.total,
-        "queued": status.queued,
-        "running": status.running,
-        "waiting": status.waiting,
-        "completed": status.completed,
-        "failed": status.failed,
-        "cancelled": status.cancelled,
-        "cached": status.cached,
-        "taken_over": status.taken_over,
-        "usage": {"input_tokens": status.input_tokens, "output_tokens": status.output_tokens},
-        "cost_usd": status.cost_usd,
-        "reasons": dict(status.reasons),
-    }
-
-
 def status_lines(status: BatchStatus) -> list[str]:
     """The same for people: what matters first, and why anything waits."""
     counts = ", ".join(
@@ -202,11 +184,6 @@ def _not_counted(status: BatchStatus) -> str:
 def exit_code(status: BatchStatus) -> int:
     """0 while nothing went wrong, 1 when a job failed or was cancelled."""
     return 1 if status.failed or status.cancelled else 0
-
-
-def result_json(result: JobResult) -> dict[str, Any]:
-    """The stable shape of a line of `results --format jsonl`."""
-    return {name: result[name] for name in RESULT_KEYS}
 
 
 def result_cells(result: JobResult) -> Mapping[str, Any]:

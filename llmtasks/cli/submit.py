@@ -27,6 +27,7 @@ from llmtasks.errors import UsageError
 @task_options
 @click.option("--priority", type=click.IntRange(0, 9), default=0, show_default=True)
 @click.option("--fresh", is_flag=True, help="Ask again, although the answer is stored.")
+@click.option("--stream", is_flag=True, help="Answers can be watched while they are written.")
 @deadline_option
 @tenant_option
 @json_option
@@ -42,6 +43,7 @@ def submit(
     *,
     every: bool,
     fresh: bool,
+    stream: bool,
     as_json: bool,
 ) -> None:
     """Submit one job per document; prints the batch's id.
@@ -55,6 +57,7 @@ def submit(
         tenant=tenant,
         priority=priority,
         fresh=fresh,
+        stream=stream,
         deadline_s=deadline,
         **checked_options(task_type, options, to),
     )

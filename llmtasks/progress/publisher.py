@@ -143,6 +143,9 @@ class JobStream:
         """The job's row has ended. From any thread."""
         self._on_loop(lambda: self._put(Kind.END))
 
+    def called(self) -> None:
+        """Nothing is to be shown of it."""
+
     def text(self, piece: str) -> None:
         """The next piece of the answer. On the loop."""
         self._put(Kind.TEXT, self._offset, piece)

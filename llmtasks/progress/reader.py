@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -74,7 +74,9 @@ class Reader:
             return next(iter(found), None)
         return None
 
-    async def follow(self, job_id: str, after: str = BEGINNING) -> AsyncIterator[Sequence[Entry]]:
+    async def follow(
+        self, job_id: str, after: str = BEGINNING
+    ) -> AsyncGenerator[Sequence[Entry], None]:
         """The entries after this one, as they come, without end; some at once, never none."""
         stream = key(self._prefix, job_id)
         queue: asyncio.Queue[Sequence[Entry]] = asyncio.Queue()
@@ -86,7 +88,7 @@ class Reader:
         self._wake()
         try:
             joined = order(followed.cursor) > last
-            found = await self._between(stream, after) if joined else await queue.get()
+            found = await self.between(job_id, after) if joined else await queue.get()
             while True:
                 entries = [one for one in found if order(one.id) > last]
                 if entries:
@@ -98,10 +100,10 @@ class Reader:
             if not followed.queues and self._followed.get(stream) is followed:
                 del self._followed[stream]
 
-    async def _between(self, stream: str, after: str) -> Sequence[Entry]:
-        """What a stream held already for one who joins others."""
+    async def between(self, job_id: str, after: str = BEGINNING) -> Sequence[Entry]:
+        """What a stream holds now behind this entry."""
         with contextlib.suppress(RedisError, OSError, TimeoutError):
-            return await self._range(stream, f"({after}", "+")
+            return await self._range(key(self._prefix, job_id), f"({after}", "+")
         return []
 
     async def _range(self, stream: str, first: str, last: str) -> list[Entry]:

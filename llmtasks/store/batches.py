@@ -160,6 +160,18 @@ class Times:
     now: float
 
 
+def tenant_of(db: Database, target: str) -> str | None:
+    """Whose a batch is, or a job; None when there is neither."""
+    if not is_storable(target):
+        return None
+    with db.read() as connection:
+        for table, key in ((batches_table, "batch_id"), (jobs_table, "job_id")):
+            query = sa.select(table.c.tenant).where(table.c[key] == target)
+            if (found := connection.execute(query).scalar()) is not None:
+                return str(found)
+    return None
+
+
 def times(db: Database, batch_id: str) -> Times | None:
     """When a batch, or a single job, was submitted and ended. None when there is neither.
 

@@ -97,20 +97,27 @@ def unknown(db: Database, tenant: str, ids: Iterable[str]) -> list[str]:
 
 def all_ids(db: Database, tenant: str) -> Iterator[str]:
     """Every document's id, in the order of the ids. Pages are read as they are needed."""
-    query = (
-        sa.select(documents.c.document_id)
-        .where(documents.c.tenant == tenant, documents.c.document_id > sa.bindparam("after"))
-        .order_by(documents.c.document_id)
-        .limit(PAGE)
-    )
     after = ""
     while True:
-        with db.read() as connection:
-            page = connection.execute(query, {"after": after}).scalars().all()
+        page = ids_after(db, tenant, after, PAGE)
         yield from page
         if len(page) < PAGE:
             return
         after = page[-1]
+
+
+def ids_after(db: Database, tenant: str, after: str, limit: int) -> list[str]:
+    """The next ids behind this one, in their order."""
+    if not is_storable(after):
+        return []
+    query = (
+        sa.select(documents.c.document_id)
+        .where(documents.c.tenant == tenant, documents.c.document_id > after)
+        .order_by(documents.c.document_id)
+        .limit(limit)
+    )
+    with db.read() as connection:
+        return list(connection.execute(query).scalars())
 
 
 def hashes(connection: Connection, tenant: str, ids: Sequence[str]) -> dict[str, str]:

@@ -177,6 +177,17 @@ def add_rows(connection: Connection, new: Sequence[NewJob], *, sent: bool) -> No
         connection.execute(statement, [_row(job) for job in new[start : start + CHUNK]])
 
 
+def ended_of(db: Database, job_ids: Sequence[str]) -> set[str]:
+    """Those of these jobs that have ended, or are gone. At most some hundreds at once."""
+    if not job_ids:
+        return set()
+    with db.read() as connection:
+        still = connection.execute(
+            sa.select(jobs.c.job_id).where(jobs.c.job_id.in_(job_ids), OPEN)
+        ).scalars()
+        return set(job_ids) - set(still)
+
+
 def get(db: Database, job_id: str) -> Job | None:
     """The job as its row says; None when there is none."""
     if not is_storable(job_id):

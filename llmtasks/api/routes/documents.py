@@ -1,0 +1,96 @@
+"""Documents: add, list, read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from llmtasks import client, incoming, watching
+from llmtasks.api import schemas
+from llmtasks.api.callers import TheCaller
+from llmtasks.api.routes import NOT_FOUND, REFUSALS
+from llmtasks.documents import Pool, pool, read_one
+from llmtasks.errors import InvalidDocument
+from llmtasks.incoming import FileDocument
+from llmtasks.settings import current
+
+router = APIRouter(tags=["documents"], responses=REFUSALS)
+
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "description": "The file itself: text, HTML, PDF, Word or EPUB.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.post("/documents", operation_id="addDocuments", summary="Store texts")
+def add(new: schemas.NewDocuments, caller: TheCaller) -> list[schemas.Added]:
+    """One element for each, in their order. A text that cannot be stored is an `error` among them, and keeps
+    no other from being stored. Another text under a known id replaces it for jobs submitted from then on.
+    """
+    with pool(1) as converters:
+        read = [_read(one, caller.tenant, converters) for one in new.documents]
+    stored = iter(client.add_documents([one for one in read if isinstance(one, FileDocument)]))
+    return [
+        schemas.Added(document_id=one.document_id, status=next(stored))  # type: ignore[arg-type]  # its words
+        if isinstance(one, FileDocument)
+        else one
+        for one in read
+    ]
+
+
+def _read(one: schemas.NewDocument, tenant: str, converters: Pool) -> FileDocument | schemas.Added:
+    try:
+        text = read_one(one.text, current().documents.max_bytes, converters)
+        return incoming.document(text, document_id=one.id, tenant=tenant)
+    except InvalidDocument as error:
+        return schemas.Added(document_id=one.id, status="error", error=str(error))
+
+
+@router.put(
+    "/documents/{document_id:path}",
+    operation_id="putDocument",
+    summary="Store a file",
+    openapi_extra=_UPLOAD,
+)
+async def put(
+    document_id: schemas.DocumentId, request: Request, caller: TheCaller
+) -> schemas.Added:
+    """The body is the file; PDF, Word, EPUB and HTML become text."""
+    body = await request.body()
+    if not body:
+        raise InvalidDocument(f"{document_id}: the body is empty; it has to be the file")
+    await run_in_threadpool(client.add_document, body, document_id, caller.tenant)
+    return schemas.Added(document_id=document_id, status="added")
+
+
+@router.get("/documents", operation_id="listDocuments", summary="Ids of stored documents")
+def list_(
+    caller: TheCaller,
+    after: Annotated[
+        str, Query(max_length=512, description="The last id of the page before.")
+    ] = "",
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+) -> schemas.DocumentIds:
+    """In the order of the ids."""
+    found = watching.document_ids(caller.tenant, after, limit)
+    return schemas.DocumentIds(document_ids=found, next=found[-1] if len(found) == limit else None)
+
+
+@router.get(
+    "/documents/{document_id:path}",
+    operation_id="getDocument",
+    summary="A document with its newest text",
+    responses=NOT_FOUND,
+)
+def get(document_id: schemas.DocumentId, caller: TheCaller) -> schemas.StoredDocument:
+    """What jobs submitted now would work on."""
+    found = watching.document(document_id, caller.tenant)
+    return schemas.StoredDocument(
+        document_id=found.document_id, content_hash=found.content_hash, text=found.text
+    )
