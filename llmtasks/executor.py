@@ -390,6 +390,7 @@ class _Run:
             decision = decide(error, self.journal.attempts, policy, random.random())
             if not isinstance(decision, Retry):
                 raise
+            metrics.retries.labels(type(error).__name__).inc()
             self.journal.attempts += 1
             raise NotNow(describe(error), delay=decision.delay) from error
 
@@ -420,6 +421,7 @@ class _Run:
         by_provider = {provider.name: provider for provider in providers}
         rows = [_row(call, by_provider[call.provider]) for call in new]
         self.recorded += rows
+        _measure(rows)
         self.executor.persist(lambda: calls.record(self.db, self.job, rows))
 
     @property
@@ -679,6 +681,16 @@ def _row(call: Call, provider: Provider) -> NewCall:
         request_id=call.request_id,
         answer=call.answer,
     )
+
+
+def _measure(rows: Sequence[NewCall]) -> None:
+    """Count what calls cost; what is not known is never counted as nothing."""
+    for row in rows:
+        if row.cost_usd is not None:
+            metrics.cost_usd.labels(row.provider, row.model).inc(row.cost_usd)
+        else:
+            reason = "usage" if row.usage is None else "price"
+            metrics.unpriced_calls.labels(row.provider, row.model, reason).inc()
 
 
 def _completion(paid: calls.PaidAnswer) -> Completion:

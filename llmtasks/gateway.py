@@ -228,7 +228,7 @@ class Gateway:
     async def _ask(self, question: Question, journal: Journal, waiter: str, bell: Bell) -> Answer:
         tried: tuple[str, ...] = ()
         last: LLMTasksError | None = None
-        returned = False
+        returned = followed = False
         while True:
             bell.clear()
             claim = _claim(question, waiter, tried, returned=returned)
@@ -237,12 +237,13 @@ class Gateway:
             match outcome:
                 case Answer():
                     if question.shared and not question.fresh:
-                        metrics.cache_hits.labels("hit" if outcome.cached else "miss").inc()
+                        _measure_answer(outcome, followed=followed)
                     return outcome
                 case Wait():
                     await self._hold(outcome, journal, last, bell)
                     last = None  # a later wait has another reason
                 case Follow(delay):
+                    followed = True
                     await self._await_ring(bell, delay)
                     last = None
                 case _Returned():
@@ -361,7 +362,8 @@ class Gateway:
                 call = replace(call, latency_s=time.monotonic() - started)
             if paid:
                 journal.calls.append(call)
-            _measure(call)
+            _measure(call, question)
+            metrics.count_quota(go.provider, self._admission.charged(go, settlement))
             await self._settle(go, settlement)
         return Answer(completion, output, cached=False)
 
@@ -386,11 +388,13 @@ class Gateway:
             case Fail(final):
                 raise final from error
             case Postpone(delay):
+                metrics.retries.labels(_why(error)).inc()
                 journal.on_wait(describe(error), delay)
                 if isinstance(error, AdmissionUnavailable):
                     await self._sleep(delay)
                 # Otherwise admission knows the block, and who else can serve: ask it, do not sleep.
             case Retry(delay):
+                metrics.retries.labels(_why(error)).inc()
                 journal.attempts += 1
                 if delay > self._park_after_s:
                     raise NotNow(_reason(error), delay=delay) from error
@@ -542,8 +546,8 @@ async def _accepted(completion: Completion, question: Question, journal: Journal
                 return await accepting
 
 
-def _why(error: ProviderError) -> str:
-    """What the fleet is told: the kind of error alone, so that equal reasons can be counted."""
+def _why(error: LLMTasksError) -> str:
+    """The kind of error alone, so that equal reasons can be counted: by the fleet, by a metric."""
     return type(error).__name__
 
 
@@ -553,9 +557,19 @@ def _reason(error: LLMTasksError) -> str:
     return f"{provider}: {type(error).__name__}" if provider else type(error).__name__
 
 
-def _measure(call: Call) -> None:
+def _measure_answer(answer: Answer, *, followed: bool) -> None:
+    """Count the answer of a shared question: who was asked for it, or waited for by whom."""
+    metrics.cache_hits.labels("hit" if answer.cached else "miss").inc()
+    if followed or not answer.cached:
+        metrics.single_flight.labels("followed" if answer.cached else "led").inc()
+
+
+def _measure(call: Call, question: Question) -> None:
     metrics.request_duration.labels(call.model, call.provider).observe(call.latency_s)
     metrics.calls.labels(call.provider, call.model, call.outcome).inc()
     if call.usage is not None:
         metrics.tokens.labels(call.model, "prompt").inc(call.usage.input_tokens)
         metrics.tokens.labels(call.model, "completion").inc(call.usage.output_tokens)
+        if call.usage.input_tokens:
+            ratio = question.input_tokens / call.usage.input_tokens
+            metrics.input_token_estimate.labels(call.provider, call.model).observe(ratio)

@@ -30,6 +30,7 @@ from llmtasks.settings import Settings, current
 from llmtasks.store import jobs
 from llmtasks.store import workers as leases
 from llmtasks.store.process import database
+from workers.census import Census
 from workers.consumption import Consumption
 from workers.deliveries import Deliveries
 from workers.housekeeping import Housekeeping
@@ -118,6 +119,10 @@ class Runtime:
         housekeeping = Housekeeping(db, settings.retention)
         housekeeping.start()
         closing.callback(housekeeping.stop)
+        if url is not None:
+            census = Census(db)
+            census.start()
+            closing.callback(census.stop)
         if deliveries is not None:
             deliveries.start()
             closing.callback(lambda: deliveries.stop(self._drain_left()))

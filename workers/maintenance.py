@@ -152,6 +152,9 @@ class Maintenance:
     def _take_over(self) -> None:
         to_sink = self._settings.results.sink is not None
         reaped = leases.reap(self._db, self._settings.delivery.max_crashes, to_sink=to_sink)
+        metrics.lost_workers.inc(reaped.workers)
+        metrics.taken_over_jobs.labels("requeued").inc(reaped.requeued)
+        metrics.taken_over_jobs.labels("failed").inc(reaped.failed)
         if reaped.requeued or reaped.failed:
             logs.warning(_log, "took-over", requeued=reaped.requeued, failed=reaped.failed)
 
@@ -255,7 +258,7 @@ class Maintenance:
 
     def send_forgotten(self, task_type: str) -> int:
         """Send again what SQL knows and the broker does not; how many rows."""
-        empty = depth(task_type) == 0
+        empty = self._depth(task_type) == 0
         rows = feed.forgotten(
             self._db,
             task_type,
@@ -267,6 +270,17 @@ class Maintenance:
             logs.info(_log, "sent-again", task=task_type, jobs=len(rows))
         self._publish(rows)
         return len(rows)
+
+    def _depth(self, task_type: str) -> int:
+        """What the broker holds, which is shown as well; nothing is while it does not say."""
+        queue = queue_of(task_type)
+        try:
+            found = depth(task_type)
+        except Exception:
+            metrics.hide_queue(queue)
+            raise
+        metrics.queue_messages.labels(queue).set(found)
+        return found
 
     def _publish(self, rows: Sequence[Sendable], *, queue: str | None = None) -> None:
         """Ring for rows that are marked as sent; those that could not be are unmarked."""

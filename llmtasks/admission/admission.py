@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from llmtasks import settings
@@ -161,6 +161,10 @@ class Admission:
             first = () if go.fresh else ("NX",)
             store = ("SET", self._calls.answer_key(go.key), value, "EX", self._ttl_s, *first)
         await self._topology.settle(provider, go, outcome, store)
+
+    def charged(self, go: Go, outcome: Outcome) -> Mapping[str, float]:
+        """What a call that ended so took of its provider's limits, by dimension. Asks nobody."""
+        return limits.charged(self._provider(go.provider), go, outcome)
 
     async def leave(self, waiter: str, *, failed: bool = False) -> None:
         """The waiter's question has ended without an answer of its own: another may lead.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from llmtasks.admission.decisions import Claim, Decision, Go, Outcome, ProviderStatus
@@ -26,6 +26,9 @@ class Decider(Protocol):
 
     async def settle(self, go: Go, outcome: Outcome) -> None:
         """Book the outcome of what was granted."""
+
+    def charged(self, go: Go, outcome: Outcome) -> Mapping[str, float]:
+        """What a call that ended so took of its provider's limits, by dimension."""
 
     async def leave(self, waiter: str, *, failed: bool = False) -> None:
         """The waiter's question has ended without an answer of its own."""

@@ -6,7 +6,7 @@ Four dimensions in fixed order: requests; tokens (input and output together); in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from llmtasks.admission.decisions import Abandoned, Claim, Go, Outcome, RateLimited, Succeeded
 from llmtasks.errors import DocumentTooLarge
@@ -63,6 +63,13 @@ def changes(provider: Provider, go: Go, outcome: Outcome) -> Four:
         real = costs(usage.input_tokens - usage.cached_input_tokens, usage.output_tokens)
         return (0, real[1] - reserved[1], real[2] - reserved[2], real[3] - reserved[3])
     return _NOTHING
+
+
+def charged(provider: Provider, go: Go, outcome: Outcome) -> Mapping[str, float]:
+    """What a call took in the end, by dimension; at least nothing."""
+    reserved = costs(go.input_tokens, go.output_tokens)
+    pairs = zip(reserved, changes(provider, go, outcome), strict=True)
+    return dict(zip(DIMENSIONS, (max(0.0, cost + more) for cost, more in pairs), strict=True))
 
 
 def counted(go: Go, outcome: Outcome) -> tuple[int, int]:

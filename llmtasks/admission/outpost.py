@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
@@ -144,6 +144,10 @@ class Outpost:
         for first in self._waiting:
             self.wakes.ring(first)
             break
+
+    def charged(self, go: Go, outcome: Outcome) -> Mapping[str, float]:
+        """As `Admission.charged`."""
+        return self._fleet.charged(go, outcome)
 
     async def leave(self, waiter: str, *, failed: bool = False) -> None:
         """As `Admission.leave`; nobody waits for a Redis that is away to hear of it."""

@@ -38,13 +38,15 @@ class WorkerRow:
 class Reaped:
     """What was done for dead workers; the feeder sends what follows from it.
 
-    `requeued` jobs are to be run again, `failed` ones had workers that died too often; the callers of
-    `untold` jobs, which ended in the last moments of their worker, may not have heard of it.
+    `workers` leases had run out. `requeued` jobs are to be run again, `failed` ones had workers that died
+    too often; the callers of `untold` jobs, which ended in the last moments of their worker, may not have
+    heard of it.
     """
 
     requeued: int
     failed: int
     untold: int
+    workers: int = 0
 
 
 def register(
@@ -120,7 +122,7 @@ def reap(db: Database, max_crashes: int, *, to_sink: bool = False) -> Reaped:
     A job goes back to the queue; after `max_crashes` such losses it fails with WorkerLost, and with
     `to_sink` is to be delivered to the user's sink.
     """
-    requeued = failed = untold = 0
+    requeued = failed = untold = lost_leases = 0
     for worker_id in _suspects(db):
         with db.write() as connection:
             lease = connection.execute(
@@ -131,6 +133,7 @@ def reap(db: Database, max_crashes: int, *, to_sink: bool = False) -> Reaped:
             if lease is None and _is_there(connection, worker_id):
                 continue  # it has beaten since
             if lease is not None:
+                lost_leases += 1
                 since = lease.lease_until - LAST_LEASES * lease.lease_s
                 untold += _untell(connection, worker_id, since)
             taken = _take_jobs(connection, worker_id, max_crashes)
@@ -140,7 +143,7 @@ def reap(db: Database, max_crashes: int, *, to_sink: bool = False) -> Reaped:
             end_cancelled(connection, sorted(taken.keys() - set(lost)))
             requeued += len(taken) - len(lost)
             failed += len(lost)
-    return Reaped(requeued=requeued, failed=failed, untold=untold)
+    return Reaped(requeued=requeued, failed=failed, untold=untold, workers=lost_leases)
 
 
 def _suspects(db: Database) -> list[str]:

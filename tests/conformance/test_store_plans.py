@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from support.rows import new_job, register
 from llmtasks.store import (
     batches,
     calls,
+    census,
     deadlines,
     feed,
     jobs,
@@ -132,7 +134,14 @@ def filled(url):
 
 
 def plan_of(db, question):
-    """The plans of every statement that the question executes; nothing of it is kept."""
+    """The plans of every statement that the question executes."""
+    asked = asked_of(db, question)
+    with db.write() as connection:
+        return explained(db, connection, asked)
+
+
+def asked_of(db, question):
+    """The statements that the question executes."""
     asked = []
 
     def listen(_connection, _cursor, statement, parameters, _context, many_rows):
@@ -144,12 +153,16 @@ def plan_of(db, question):
         question(db)
     finally:
         event.remove(db._engine, "before_cursor_execute", listen)
+    return asked
+
+
+def explained(db, connection, asked):
+    """The plans of the statements; nothing of them is kept."""
     explain = "EXPLAIN QUERY PLAN " if db.is_sqlite else "EXPLAIN "
     plans = []
-    with db.write() as connection:
-        for statement, parameters in asked:
-            rows = connection.exec_driver_sql(explain + statement, parameters)
-            plans.append("\n".join(str(row[-1]) for row in rows))
+    for statement, parameters in asked:
+        rows = connection.exec_driver_sql(explain + statement, parameters)
+        plans.append("\n".join(str(row[-1]) for row in rows))
     return plans
 
 
@@ -182,6 +195,25 @@ def test_counting_a_batch_reads_the_index_alone(many):
     assert "COVERING INDEX ix_jobs_crashed" in text
     assert "COVERING INDEX ix_results_batch" in text
     assert "COVERING INDEX ix_calls_batch" in text
+
+
+class _Enough(Exception):
+    """Rolls back what a plan was asked under."""
+
+
+MOSTLY_ENDED = "UPDATE jobs SET state = 'completed', finished_at = 2.0 WHERE seq % 10 > 0"
+
+
+def test_the_census_reads_what_is_open_and_never_what_has_ended(many):
+    asked = asked_of(many, census.open_jobs)
+    with contextlib.suppress(_Enough), many.write() as connection:
+        connection.execute(sa.text(MOSTLY_ENDED))
+        connection.execute(sa.text("ANALYZE"))
+        text = "\n".join(explained(many, connection, asked))
+        raise _Enough
+    for index in ("ix_jobs_feed", "ix_jobs_sent", "ix_jobs_running", "ix_jobs_due"):
+        assert index in text, text
+    assert not re.search(r"SCAN jobs\b(?! USING)|Seq Scan on jobs", text), text
 
 
 def test_lanes_stay_lanes_with_many_rows(many):

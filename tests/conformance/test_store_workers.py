@@ -44,7 +44,7 @@ def test_a_dead_workers_jobs_go_back_to_the_queue_and_it_cannot_commit_them(db):
     register(db, "alive")
     job = claimed(db, "job", "dead")
     claimed(db, "other", "alive")
-    assert workers.reap(db, 3) == Reaped(requeued=1, failed=0, untold=0)
+    assert workers.reap(db, 3) == Reaped(requeued=1, failed=0, untold=0, workers=1)
     row = jobs.get(db, "job")
     assert (row.state, row.crashes, row.worker_id) == (JobState.QUEUED, 1, None)
     assert column(db, "job", "sent_at") is None
