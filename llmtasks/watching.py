@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
 
 from llmtasks import task_types
 from llmtasks.errors import UnknownJob
@@ -11,6 +15,7 @@ from llmtasks.store.batches import Times
 from llmtasks.store.calls import Recent
 from llmtasks.store.documents import Document
 from llmtasks.store.process import database
+from llmtasks.store.workers import WorkerRow
 
 #: How far back answers are counted: seconds, and calls.
 _RECENT_S = 3_600.0
@@ -99,3 +104,36 @@ def unserved(target: str) -> list[str]:
 def recent_answers() -> Recent:
     """What each provider answered in the last hour, or in less where that is very much."""
     return calls.recent(database(), _RECENT_S, _RECENT_CALLS)
+
+
+def metrics_targets() -> list[dict[str, Any]]:
+    """Where a Prometheus of this host finds the metrics of every live worker process, in its own form for
+    service discovery by HTTP or by file.
+    """
+    return targets(workers.live(database()), socket.gethostname())
+
+
+def targets(live: Iterable[WorkerRow], here: str) -> list[dict[str, Any]]:
+    """The targets of these workers as seen from the host called `here`, a group for each host."""
+    found: dict[str, list[str]] = {}
+    for worker in live:
+        if (target := _target(worker, here)) is not None:
+            found.setdefault(worker.hostname, []).append(target)
+    return [{"targets": sorted(found[host]), "labels": {"host": host}} for host in sorted(found)]
+
+
+def _target(worker: WorkerRow, here: str) -> str | None:
+    """`host:port`. None: it serves no metrics, or on the loopback of another host.
+
+    Who listens on every address is reached by the name of its host.
+    """
+    if worker.metrics_url is None:
+        return None
+    url = urlsplit(worker.metrics_url)
+    try:
+        address = ipaddress.ip_address(url.hostname or "")
+    except ValueError:  # a name
+        return url.netloc if url.hostname != "localhost" or worker.hostname == here else None
+    if address.is_loopback:
+        return url.netloc if worker.hostname == here else None
+    return f"{worker.hostname}:{url.port}" if address.is_unspecified else url.netloc

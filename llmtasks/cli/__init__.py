@@ -40,6 +40,7 @@ VERBS: Mapping[str, tuple[str, str, str]] = {
     "up": ("llmtasks.cli.up", "up", "Run it all on this machine."),
     "worker": ("llmtasks.cli.worker", "worker", "Run a worker in the foreground."),
     "serve": ("llmtasks.cli.serve", "serve", "Serve the HTTP API in the foreground."),
+    "targets": ("llmtasks.cli.targets", "targets", "Where Prometheus finds the workers."),
     "migrate": ("llmtasks.cli.migrate", "migrate", "Bring the database to this version's schema."),
     "maintenance": (
         "llmtasks.cli.maintenance",
