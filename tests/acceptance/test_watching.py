@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -12,6 +13,8 @@ import urllib.request
 import pytest
 from support.stack import eventually, provider
 from support.valkey import free_port
+
+from llmtasks.store import workers
 
 PLANTED_TEXT = "marmalade-lighthouse-4711"
 STATES = ("fleet", "alone", "away")
@@ -36,12 +39,12 @@ def metrics_of(worker) -> dict[str, float]:
 
 def test_metrics_of_several_processes_add_up(stack, sim):
     stack.configure(metrics={"port": free_port()})  # the second takes the next free one
-    workers = [stack.worker(concurrency=4) for _ in range(2)]
+    processes = [stack.worker(concurrency=4) for _ in range(2)]
     stack.documents(20)
     stack.finished(stack.submit("summarize", "--all"))
     stack.finished(stack.submit("summarize", "--all"))
 
-    scraped = [metrics_of(worker) for worker in workers]
+    scraped = [metrics_of(worker) for worker in processes]
 
     def total(name: str) -> float:
         return sum(one.get(name, 0.0) for one in scraped)
@@ -55,6 +58,22 @@ def test_metrics_of_several_processes_add_up(stack, sim):
     assert total('llm_tokens_total{model="model-sim",type="prompt"}') == status
     assert total('llm_tokens_total{model="model-sim",type="completion"}') > 0
     assert stats["answered"] == 20
+    assert total('llm_provider_quota_used_total{dimension="requests",provider="sim"}') == 20
+    assert total('llm_input_token_estimate_ratio_count{model="model-sim",provider="sim"}') == 20
+    assert total('llm_single_flight_total{role="led"}') == 20
+    assert total('llm_unpriced_calls_total{model="model-sim",provider="sim",reason="price"}') == 20
+    assert not any(name.startswith("llm_cost_usd_total") for one in scraped for name in one)
+    for worker in processes:
+        eventually(lambda worker=worker: metrics_of(worker).get("llm_workers"), "it has looked")
+        eventually(
+            lambda worker=worker: (
+                metrics_of(worker).get('llm_queue_messages{queue="llm.summarize"}') == 0
+            ),
+            "the broker is seen",
+        )
+    (group,) = json.loads(stack.inside("targets").stdout)
+    urls = {re.search(r"metrics=http://([^/]+)/", worker.output()).group(1) for worker in processes}
+    assert set(group["targets"]) == urls
     for bound in ("0.1", "0.5", "1.0", "2.0", "5.0", "10.0", "30.0"):
         assert any(f'le="{bound}"' in name for name in scraped[0])
 
@@ -77,6 +96,29 @@ def test_metrics_say_how_the_providers_stand(stack, sim):
     eventually(lambda: (state("ok"), state("blocked")) == (0, 1), "the pause is seen")
     assert standing("effective_limit_ratio") < 1
     assert 40 < standing("next_opening_seconds") <= 60
+    assert metrics_of(worker)['llm_retries_total{reason="RateLimitError"}'] == 1
+
+
+def test_the_file_of_targets_follows_the_workers(stack, tmp_path):
+    file = tmp_path / "targets.json"
+    writing = stack.start(
+        [sys.executable, "-m", "llmtasks", "targets", "--out", str(file), "--every", "1"], "targets"
+    )
+
+    def told() -> list[str]:
+        text = file.read_text() if file.exists() else "[]"
+        return [target for group in json.loads(text) for target in group["targets"]]
+
+    eventually(file.exists, writing.output)
+    assert told() == []
+    here = {"hostname": socket.gethostname(), "pid": 1, "queues": [], "concurrency": 1}
+    url = "http://127.0.0.1:9470/metrics"
+    workers.register(stack.database, "w", **here, metrics_url=url, lease_s=60.0)
+    eventually(lambda: told() == ["127.0.0.1:9470"], "the new one is written")
+    workers.remove(stack.database, "w")
+    eventually(lambda: told() == [], "the old one is gone")
+    assert [path.name for path in tmp_path.glob("*targets*")] == ["targets.json"]
+    assert "--out FILE" in stack.inside("targets", "--every", "1", code=2).stderr
 
 
 def test_metrics_say_who_decides_while_redis_is_away(make_stack, sim, own_valkey):

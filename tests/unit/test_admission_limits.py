@@ -69,6 +69,18 @@ def test_an_unknown_outcome_counts_as_consumed(outcome: Failed) -> None:
     assert limits.changes(provider("p", kind="anthropic"), GO, outcome) == (0, 0, 0, 0)
 
 
+def test_what_a_call_took_is_the_bound_at_openai_and_the_real_count_at_anthropic() -> None:
+    answered = Succeeded(usage=Usage(input_tokens=90, output_tokens=7, cached_input_tokens=10))
+    reserved = dict(
+        zip(limits.DIMENSIONS, limits.costs(GO.input_tokens, GO.output_tokens), strict=True)
+    )
+    assert limits.charged(provider("p"), GO, answered) == reserved
+    real = {"requests": 1, "tokens": 87, "input": 80, "output": 7}
+    assert limits.charged(provider("p", kind="anthropic"), GO, answered) == real
+    assert limits.charged(provider("p"), GO, Failed()) == reserved
+    assert set(limits.charged(provider("p"), GO, Abandoned()).values()) == {0}
+
+
 def test_only_an_estimate_and_its_real_count_teach_anything() -> None:
     estimated = replace(GO, estimated=1000)
     assert limits.counted(estimated, Succeeded(usage=USAGE)) == (1000, 1100)
