@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llmtasks import logs, planning
+from llmtasks import logs, metrics, planning
 from llmtasks.errors import InvalidOption, LLMTasksError, NotNow, OutputRefused, OutputTruncated
 from llmtasks.gateway import Call, Gateway, Journal, Question
 from llmtasks.messages import FinishReason, Request, Usage
@@ -119,6 +119,8 @@ class Chat:
         if not asking.cancelled():
             asking.exception()  # seen, also where nobody waited for it
         for call in journal.calls:
+            counted = call.usage is not None
+            metrics.count_cost(call.provider, call.model, self._cost(call), is_counted=counted)
             _tell(call)
 
     def _question(
@@ -143,18 +145,21 @@ class Chat:
         )
 
     def _whole(self, reason: FinishReason, call: Call) -> Whole:
-        provider = next(one for one in self._settings.providers if one.name == call.provider)
-        cost = None
-        if call.usage is not None:
-            cost = cost_usd(provider.kind, provider.base_url, call.model, call.usage)
         return Whole(
             finish_reason=reason,
             provider=call.provider,
             model=call.model,
             usage=call.usage,
-            cost_usd=cost,
+            cost_usd=self._cost(call),
             request_id=call.request_id,
         )
+
+    def _cost(self, call: Call) -> float | None:
+        """US dollars; None where tokens or price are unknown."""
+        if call.usage is None:
+            return None
+        provider = next(one for one in self._settings.providers if one.name == call.provider)
+        return cost_usd(provider.kind, provider.base_url, call.model, call.usage)
 
 
 class _Pieces:

@@ -421,7 +421,9 @@ class _Run:
         by_provider = {provider.name: provider for provider in providers}
         rows = [_row(call, by_provider[call.provider]) for call in new]
         self.recorded += rows
-        _measure(rows)
+        for row in rows:
+            counted = row.usage is not None
+            metrics.count_cost(row.provider, row.model, row.cost_usd, is_counted=counted)
         self.executor.persist(lambda: calls.record(self.db, self.job, rows))
 
     @property
@@ -681,16 +683,6 @@ def _row(call: Call, provider: Provider) -> NewCall:
         request_id=call.request_id,
         answer=call.answer,
     )
-
-
-def _measure(rows: Sequence[NewCall]) -> None:
-    """Count what calls cost; what is not known is never counted as nothing."""
-    for row in rows:
-        if row.cost_usd is not None:
-            metrics.cost_usd.labels(row.provider, row.model).inc(row.cost_usd)
-        else:
-            reason = "usage" if row.usage is None else "price"
-            metrics.unpriced_calls.labels(row.provider, row.model, reason).inc()
 
 
 def _completion(paid: calls.PaidAnswer) -> Completion:

@@ -348,6 +348,9 @@ class Gateway:
         try:
             with metrics.active_requests.labels(provider.model).track_inprogress():
                 completion = await provider.complete(question.request, heard.on_text)
+            if completion.first_text_s is not None:
+                first = metrics.time_to_first_token.labels(provider.model, go.provider)
+                first.observe(completion.first_text_s)
             call = _answered(call, completion)
             settlement = Succeeded(usage=completion.usage, limits=completion.limits)
             output = await _accepted(completion, question, journal)

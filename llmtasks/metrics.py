@@ -52,6 +52,7 @@ cache_hits = Counter(
     "Questions by whether their answer was already there (hit) or had to be asked (miss).",
     ["result"],
 )
+api_streams = Gauge("llm_api_streams", "Streams of events that a server of the API sends.")
 single_flight = Counter(
     "llm_single_flight",
     "Shared questions by whether this process asked (led) or waited for somebody's answer (followed).",
@@ -69,7 +70,7 @@ input_token_estimate = Histogram(
     ["provider", "model"],
     buckets=ESTIMATE_BUCKETS,
 )
-cost_usd = Counter(
+cost = Counter(
     "llm_cost_usd",
     "US dollars that model calls cost, where that is known.",
     ["provider", "model"],
@@ -265,6 +266,17 @@ def show_admission(state: str) -> None:
     if state != "fleet":
         for gauge in _OF_PROVIDERS:
             gauge.clear()
+
+
+def count_cost(provider: str, model: str, cost_usd: float | None, *, is_counted: bool) -> None:
+    """Count what a call cost; what is not known is never counted as nothing.
+
+    `is_counted`: the provider told its tokens, so that only the price can be unknown.
+    """
+    if cost_usd is not None:
+        cost.labels(provider, model).inc(cost_usd)
+    else:
+        unpriced_calls.labels(provider, model, "price" if is_counted else "usage").inc()
 
 
 #: Answers to anybody that the endpoint is there, and nothing else; Flower's has the same name.

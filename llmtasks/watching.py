@@ -56,11 +56,6 @@ def answers() -> None:
     batches.newest(database())
 
 
-def metrics_urls() -> list[str]:
-    """Where live workers serve their metrics."""
-    return [one.metrics_url for one in workers.live(database()) if one.metrics_url is not None]
-
-
 def document(document_id: str, tenant: str) -> Document:
     """A stored document with its newest text.
 

@@ -11,11 +11,10 @@ import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any, Final
 
-from prometheus_client import Gauge
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmtasks import logs
+from llmtasks import logs, metrics
 from llmtasks.errors import LLMTasksError, NotNow
 
 _log = logs.get("api")
@@ -33,8 +32,6 @@ _HEADERS: Final = {
     "cache-control": "no-store",
     "x-accel-buffering": "no",  # nginx holds back nothing
 }
-
-open_streams = Gauge("llm_api_streams", "Streams of events that this server sends.")
 
 Events = AsyncGenerator[bytes, None]
 
@@ -67,12 +64,12 @@ class Room:
         if self._open >= self._most:
             raise NotNow(f"this server sends {self._most} streams already", delay=1.0)
         self._open += 1
-        open_streams.inc()
+        metrics.api_streams.inc()
         try:
             yield
         finally:
             self._open -= 1
-            open_streams.dec()
+            metrics.api_streams.dec()
 
 
 class EventStream(Response):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
-from support.rows import new_call
 
-from llmtasks import executor, gateway, metrics
+from llmtasks import gateway, metrics
 from llmtasks.gateway import Answer
 from llmtasks.messages import Completion, FinishReason, Usage
 
@@ -39,16 +38,15 @@ def grown():
 
 
 def test_dollars_are_summed_and_what_is_unknown_is_counted_apart_and_never_as_nothing(grown):
-    executor._measure(
-        [
-            new_call("a", cost_usd=0.25),
-            new_call("b", cost_usd=0.5),
-            new_call("c", cost_usd=0.0),
-            new_call("d", cost_usd=None),
-            new_call("e", cost_usd=None, usage=None),
-            new_call("f", cost_usd=None, usage=None),
-        ]
-    )
+    for cost_usd, is_counted in (
+        (0.25, True),
+        (0.5, True),
+        (0.0, True),
+        (None, True),
+        (None, False),
+        (None, False),
+    ):
+        metrics.count_cost("openai", "gpt", cost_usd, is_counted=is_counted)
     of = {"provider": "openai", "model": "gpt"}
     assert grown("llm_cost_usd_total", **of) == 0.75
     assert grown("llm_unpriced_calls_total", **of, reason="price") == 1

@@ -20,6 +20,7 @@ UNITS = {
     "messages",
     "processes",
     "slots",
+    "streams",
     "failures",
     "per minute",
     "requests, tokens",

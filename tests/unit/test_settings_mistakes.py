@@ -45,7 +45,7 @@ MISTAKES: list[tuple[str, str, Mapping[str, str], str]] = [
         {},
         (
             "FILE: url: is no section; allowed here: broker, redis, database, local, providers,"
-            " tasks, cache, retry, delivery, dispatch, worker, metrics, flower, documents,"
+            " tasks, cache, retry, delivery, dispatch, worker, metrics, flower, api, documents,"
             " results, retention, streams, prompts, log"
         ),
     ),

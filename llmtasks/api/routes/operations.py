@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
@@ -118,5 +117,4 @@ def metrics() -> Response:
 )
 def targets() -> list[schemas.Target]:
     """For Prometheus' `http_sd_configs`."""
-    found = [urlsplit(url).netloc for url in watching.metrics_urls()]
-    return [schemas.Target(targets=sorted(found), labels={"job": "llmtasks"})] if found else []
+    return [schemas.Target(**one) for one in watching.metrics_targets()]
