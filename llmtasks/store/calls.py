@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,17 +83,23 @@ def record(db: Database, job: ClaimedJob, calls: Sequence[NewCall]) -> None:
     """Commit what was paid, whoever holds the job by now. A call recorded again changes nothing."""
     if not calls:
         return
-    rows = [_row(call) for call in calls]
+    of_job = {"job_id": job.job_id, "batch_id": job.batch_id, "fence": job.fence}
+    rows = [of_job | _row(call) for call in calls]
 
     def write(connection: Connection) -> None:
-        connection.execute(
-            dialect.insert(connection, provider_calls)
-            .values(job_id=job.job_id, batch_id=job.batch_id, fence=job.fence, created_at=epoch())
-            .on_conflict_do_nothing(index_elements=[provider_calls.c.call_id]),
-            rows,
-        )
+        connection.execute(_recorded(connection.dialect.name), rows)
 
     db.together(write)
+
+
+@functools.cache
+def _recorded(dialect_name: str) -> dialect.Insert:
+    """Made once, because every job has calls to record."""
+    return (
+        dialect.insert_for(dialect_name, provider_calls)
+        .values(created_at=epoch())
+        .on_conflict_do_nothing(index_elements=[provider_calls.c.call_id])
+    )
 
 
 def answers(db: Database, job_id: str) -> dict[str, PaidAnswer]:

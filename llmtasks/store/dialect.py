@@ -18,7 +18,12 @@ Insert: TypeAlias = "sqlite.Insert | postgresql.Insert"
 
 def insert(connection: Connection, table: Table) -> Insert:
     """An INSERT that has ON CONFLICT."""
-    if connection.dialect.name == "sqlite":
+    return insert_for(connection.dialect.name, table)
+
+
+def insert_for(name: str, table: Table) -> Insert:
+    """The same by the name of the dialect, for statements that are made once and kept."""
+    if name == "sqlite":
         from sqlalchemy.dialects import sqlite
 
         return sqlite.insert(table)

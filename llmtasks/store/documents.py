@@ -60,23 +60,32 @@ def add(db: Database, new: Sequence[NewDocument]) -> list[Status]:
     return statuses
 
 
+#: Made once, because every job loads a text: the newest of a document, and one that is pinned.
+_TEXT = sa.select(contents.c.content_hash, contents.c.text)
+_NEWEST = _TEXT.join_from(documents, contents).where(
+    documents.c.tenant == sa.bindparam("of_tenant"),
+    documents.c.document_id == sa.bindparam("of_document"),
+)
+_PINNED = _TEXT.where(
+    contents.c.tenant == sa.bindparam("of_tenant"),
+    contents.c.content_hash == sa.bindparam("of_hash"),
+)
+
+
 def load(db: Database, tenant: str, document_id: str, content_hash: str | None = None) -> Document:
     """The text a job is about: that of `content_hash` when it is pinned, else the newest.
 
     Raises:
         DocumentNotFound: names the id.
     """
-    query = sa.select(contents.c.content_hash, contents.c.text)
     if content_hash is None:
-        query = query.join_from(documents, contents).where(
-            documents.c.tenant == tenant, documents.c.document_id == document_id
-        )
+        query, of = _NEWEST, {"of_tenant": tenant, "of_document": document_id}
     else:
-        query = query.where(contents.c.tenant == tenant, contents.c.content_hash == content_hash)
+        query, of = _PINNED, {"of_tenant": tenant, "of_hash": content_hash}
     row = None
     if is_storable(tenant + document_id):
         with db.read() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(query, of).one_or_none()
     if row is None:
         raise DocumentNotFound(f"there is no document {document_id!r}")
     return Document(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -262,7 +262,10 @@ def _sqlite(url: URL, pool_size: int) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         writing = connection.get_execution_options().get(_WRITING, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        # The driver's own: SQLAlchemy's way to it takes several times as long. Its errors are those of
+        # the driver, which `_translated` knows.
+        driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+        driver.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
 
@@ -372,6 +375,10 @@ def _translated() -> Iterator[None]:
     except exc.DBAPIError as error:
         if not _is_outage(error):
             raise
+        raise StoreUnavailable(_first_line(error.orig)) from error
+    except sqlite3.Error as error:  # of BEGIN
+        if not _is_sqlite_outage(error):
+            raise
         raise StoreUnavailable(_first_line(error)) from error
 
 
@@ -379,14 +386,18 @@ def _is_outage(error: exc.DBAPIError) -> bool:
     if error.connection_invalidated:
         return True
     if isinstance(error.orig, sqlite3.Error):
-        # The low byte is the code, the rest refines it. Errors of Python's own have none.
-        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _SQLITE_OUTAGES
+        return _is_sqlite_outage(error.orig)
     if isinstance(error, exc.OperationalError | exc.InterfaceError):
         return True
     return getattr(error.orig, "sqlstate", None) in _POSTGRESQL_OUTAGES
 
 
-def _first_line(error: exc.DBAPIError) -> str:
+def _is_sqlite_outage(error: sqlite3.Error) -> bool:
+    # The low byte is the code, the rest refines it. Errors of Python's own have none.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_OUTAGES
+
+
+def _first_line(error: BaseException | None) -> str:
     """What happened. Further lines of PostgreSQL quote the statement."""
-    lines = str(error.orig).strip().splitlines()
-    return f"{type(error.orig).__name__}: {lines[0] if lines else 'no reason given'}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, Select
 from sqlalchemy.engine import Connection, Row
 
 from llmtasks.jobs import JobState
@@ -93,16 +93,12 @@ def columns_of(result: NewResult) -> dict[str, Any]:
 
 def get(db: Database, job_id: str) -> Result | None:
     """The result of a job; None while it has none."""
-    return _one(db, results.c.job_id == job_id, job_id)
+    return _one(db, _OF_JOB, {"of_job": job_id})
 
 
 def find(db: Database, tenant: str, answer_key: str) -> Result | None:
     """The newest stored answer to this question; None when it was not answered yet."""
-    return _one(
-        db,
-        sa.and_(results.c.tenant == tenant, results.c.answer_key == answer_key),
-        tenant + answer_key,
-    )
+    return _one(db, _NEWEST_ANSWER, {"of_tenant": tenant, "of_key": answer_key})
 
 
 def answered(db: Database, tenant: str, answer_keys: Sequence[str]) -> set[str]:
@@ -152,12 +148,24 @@ def of_jobs(db: Database, job_ids: Sequence[str]) -> dict[str, ResultRow]:
     return {row.job_id: row for row in priced}
 
 
-def _one(db: Database, which: ColumnElement[bool], name: str) -> Result | None:
-    if not is_storable(name):
+#: Made once, because every job looks for an answer.
+_OF_JOB = sa.select(results).where(results.c.job_id == sa.bindparam("of_job"))
+_NEWEST_ANSWER = (
+    sa.select(results)
+    .where(
+        results.c.tenant == sa.bindparam("of_tenant"),
+        results.c.answer_key == sa.bindparam("of_key"),
+    )
+    .order_by(results.c.created_at.desc())
+    .limit(1)
+)
+
+
+def _one(db: Database, query: Select[Any], of: Mapping[str, str]) -> Result | None:
+    if not all(map(is_storable, of.values())):
         return None
-    query = sa.select(results).where(which).order_by(results.c.created_at.desc()).limit(1)
     with db.read() as connection:
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(query, of).one_or_none()
     return None if row is None else _result(row)
 
 
