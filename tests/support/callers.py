@@ -87,12 +87,12 @@ class Callers:
         self._timers: dict[str, tuple[Job, int]] = {}
         self._slots: dict[str, Slots] = {}
         self._attempts: dict[str, int] = defaultdict(int)
-        self._bells = fleet.redis.pubsub()
+        self._bells = fleet.subscription()
         self._processes = set[str]()
         self._listen("process")
 
     def close(self) -> None:
-        self.fleet.run(self._bells.aclose())
+        self._bells.close()
 
     def at(self, time: float, what: Callable[[], None]) -> None:
         """Do it at a time of the fleet's clock."""
@@ -130,11 +130,11 @@ class Callers:
     def _listen(self, process: str) -> None:
         if process not in self._processes:
             self._processes.add(process)
-            self.fleet.run(self._bells.subscribe(f"{self.fleet.prefix}:wake:{process}"))
+            self._bells.subscribe(f"{self.fleet.prefix}:wake:{process}")
 
     def kill(self, process: str, jobs: Iterable[Job]) -> None:
         """The process is gone, and the jobs that wait in it: nobody hears what it is told."""
-        self.fleet.run(self._bells.unsubscribe(f"{self.fleet.prefix}:wake:{process}"))
+        self._bells.unsubscribe(f"{self.fleet.prefix}:wake:{process}")
         for job in jobs:
             self.die(job)
 
@@ -215,16 +215,16 @@ class Callers:
 
     def _wake(self) -> None:
         """Hear what the last script said."""
-        for waiter in self.fleet.run(self._heard()):
+        for waiter in self._heard():
             if (waiting := self._timers.get(waiter)) is not None:
                 waiting[0].woken += 1
                 self._ask_in(_LATENCY_S, waiting[0])
 
-    async def _heard(self) -> list[str]:
-        await self._bells.ping()
+    def _heard(self) -> list[str]:
+        self._bells.ping()
         heard = []
         while True:
-            message = await self._bells.get_message(timeout=5.0)
+            message = self._bells.get_message(timeout=5.0)
             if message is None or message["type"] == "pong":
                 return heard
             if message["type"] == "message":
