@@ -264,6 +264,20 @@ class Streams(_Section, frozen=True):
     """
 
 
+class Batching(_Section, frozen=True):
+    """How concurrent look-ups and claims of one process are collected into round trips to Redis."""
+
+    batch_size: Count = 32
+    """Callers that share one round trip at the most. 1: each has its own. More saves CPU of worker and
+    server, and the first of them hears when the last one is served: some 100 microseconds of the server for
+    each.
+    """
+    max_wait_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0
+    """Milliseconds that a caller waits for others at the most. Nobody waits while less than four round trips
+    are under way, nor for one that comes back sooner. Raise it where Redis is far away and CPU is short.
+    """
+
+
 class Retry(_Section, frozen=True):
     """Attempts of one job. A rate limit or an outage delays a job and costs it no attempt."""
 
@@ -452,7 +466,13 @@ class Log(_Section, frozen=True):
     """Our own log lines; they never hold document text or keys."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe lines that are written."""
+    """The least severe lines that are written: `info` has one for each job's end, `debug` one for each model
+    call as well, and Celery's own.
+    """
+    format: Literal["text", "json"] = "text"
+    """`text`: time, level, logger, the event's name and `key=value`. `json`: an object on each line, with
+    `timestamp`, `level`, `logger`, `event` and the fields.
+    """
 
 
 class Settings(_Section, frozen=True):
@@ -465,6 +485,7 @@ class Settings(_Section, frozen=True):
     providers: tuple[Provider, ...] = ()
     tasks: dict[str, Task] = {}
     cache: Cache = Cache()
+    batching: Batching = Batching()
     retry: Retry = Retry()
     delivery: Delivery = Delivery()
     dispatch: Dispatch = Dispatch()

@@ -52,9 +52,10 @@ class Admission:
         prefix: str,
         providers: Sequence[settings.Provider],
         cache: settings.Cache,
+        batching: settings.Batching | None = None,
         scripts: Scripts | None = None,
     ) -> None:
-        self._to = ways(redis)
+        self._to = ways(redis, batching)
         self._providers = {provider.name: provider for provider in providers}
         self._ttl_s = cache.ttl_s
         self.wakes = Wakes(self._to, prefix)
@@ -232,6 +233,7 @@ def fleet_of(configured: settings.Settings) -> Admission:
         prefix=configured.redis.prefix,
         providers=configured.providers,
         cache=configured.cache,
+        batching=configured.batching,
     )
 
 

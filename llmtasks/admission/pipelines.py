@@ -10,6 +10,7 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from redis.asyncio import RedisCluster
@@ -17,6 +18,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import (
     ClusterDownError,
     ClusterError,
+    DataError,
     NoScriptError,
     RedisClusterException,
     RedisError,
@@ -27,14 +29,15 @@ from redis.exceptions import TimeoutError as SilentError
 
 from llmtasks.admission.connection import Client, translated
 from llmtasks.admission.scripts import Call
+from llmtasks.settings import Batching
 
 Command = tuple[str | bytes | int, ...]
 
 #: Pipelines under way at once. While there are fewer, nobody waits for another's.
 _AT_ONCE = 4
-#: Callers in one pipeline at the most: a decision takes the server some 100 microseconds, and the first one's
-#: reply is read when the last one's is written.
-_TOGETHER = 32
+#: Under way at the most, each on a connection of its own: half of those that a process has, since leases are
+#: renewed on the same ones. Beyond that callers wait: the server is behind, and more to do would not help it.
+_AT_MOST = 32
 
 #: Seconds before commands that a cluster's node did not answer are sent again, to whoever has their slot by
 #: then: enough for a broken connection. Taking over from a dead node needs longer than a caller should wait.
@@ -59,9 +62,12 @@ class Ways(Protocol):
         """Wait for what is under way, and close the connections."""
 
 
-def ways(redis: Client) -> Ways:
+def ways(redis: Client, batching: Batching | None = None) -> Ways:
     """Those that fit the client."""
-    return ClusterPipelines(redis) if isinstance(redis, RedisCluster) else Pipelines(redis)
+    batching = batching or Batching()
+    if isinstance(redis, RedisCluster):
+        return ClusterPipelines(redis, batching)
+    return Pipelines(redis, batching)
 
 
 async def ask(to: Ways, steps: Sequence[Call | Command]) -> list[Any]:
@@ -92,17 +98,30 @@ async def told(to: Ways, *steps: Call | Command) -> list[Any]:
     return replies
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A caller that waits for others, until `due` on the loop's clock at the latest."""
+
+    commands: Sequence[Command]
+    replies: asyncio.Future[list[Any]]
+    due: float
+
+
 class Pipelines:
     """Runs groups of commands, each group in its order and in one round trip. Lives on one loop.
 
-    A caller that comes while `_AT_ONCE` pipelines are under way is sent with all others that come
-    meanwhile: so at rest nobody waits, and under load a round trip serves many.
+    A caller that comes while `_AT_ONCE` pipelines are under way is sent with others that come meanwhile: when
+    one of those is back, `batch_size` callers are together, or the first of them has waited `max_wait_ms`. So
+    at rest nobody waits, and under load a round trip serves many.
     """
 
-    def __init__(self, redis: Client) -> None:
+    def __init__(self, redis: Client, batching: Batching) -> None:
         self._redis = redis
+        self._together = batching.batch_size
+        self._wait_s = batching.max_wait_ms / 1000
         self._under_way = 0
-        self._asked: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
+        self._asked: list[_Asked] = []
+        self._clock: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
@@ -112,15 +131,20 @@ class Pipelines:
             RedisError, OSError: the server does not answer.
         """
         if self._under_way >= _AT_ONCE:
-            asked: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-            self._asked.append((commands, asked))
-            return await asked
+            return await self._with_others(commands)
         self._under_way += 1
         try:
             return await self._execute(commands)
         finally:
             self._under_way -= 1
             self._send_asked()
+
+    async def _with_others(self, commands: Sequence[Command]) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        asked = _Asked(commands, loop.create_future(), loop.time() + self._wait_s)
+        self._asked.append(asked)
+        self._send_asked()
+        return await asked.replies
 
     async def teach(self, scripts: Iterable[str]) -> None:
         """Make scripts known to the server."""
@@ -135,6 +159,9 @@ class Pipelines:
         """Wait for what is under way."""
         while self._sending:
             await asyncio.wait(self._sending)
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
 
     async def aclose(self) -> None:
         """Wait for what is under way, and close the connections."""
@@ -142,33 +169,55 @@ class Pipelines:
         await self._redis.aclose()
 
     def _send_asked(self) -> None:
-        """Send those who came meanwhile; nobody's own task, so that none can be cancelled by another."""
-        while self._asked and self._under_way < _AT_ONCE:
-            together, self._asked = self._asked[:_TOGETHER], self._asked[_TOGETHER:]
+        """Send those who need not wait longer; nobody's own task: none can be cancelled by another."""
+        while self._asked and self._may_send():
+            together, self._asked = self._asked[: self._together], self._asked[self._together :]
             self._under_way += 1
             sending = asyncio.get_running_loop().create_task(self._send(together))
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
+        if self._asked and self._clock is None and self._under_way < _AT_MOST:
+            self._clock = asyncio.get_running_loop().call_at(self._asked[0].due, self._ring)
 
-    async def _send(
-        self, together: Sequence[tuple[Sequence[Command], asyncio.Future[list[Any]]]]
-    ) -> None:
+    def _may_send(self) -> bool:
+        if self._under_way < _AT_ONCE:
+            return True
+        full = len(self._asked) >= self._together
+        return self._under_way < _AT_MOST and (
+            full or asyncio.get_running_loop().time() >= self._asked[0].due
+        )
+
+    def _ring(self) -> None:
+        """Somebody may have waited long enough."""
+        self._clock = None
+        self._send_asked()
+
+    async def _send(self, together: Sequence[_Asked]) -> None:
         try:
-            replies = await self._execute([one for commands, _ in together for one in commands])
-        except (RedisError, OSError, TimeoutError) as error:
-            for _, asked in together:
-                if not asked.done():
-                    asked.set_exception(error)
-        else:
-            first = 0
-            for commands, asked in together:
-                last = first + len(commands)
-                if not asked.done():
-                    asked.set_result(replies[first:last])
-                first = last
+            await self._answer(together)
         finally:
             self._under_way -= 1
             self._send_asked()
+
+    async def _answer(self, together: Sequence[_Asked]) -> None:
+        """Give each caller its replies, or the error of them all."""
+        try:
+            replies = await self._execute([one for asked in together for one in asked.commands])
+        except (DataError, ValueError, TypeError) as error:  # nothing was sent: it cannot be packed
+            if len(together) == 1:
+                _refuse(together, error)
+                return
+            for asked in together:
+                await self._answer([asked])
+        except Exception as error:  # noqa: BLE001  # each of them raises it
+            _refuse(together, error)
+        else:
+            first = 0
+            for asked in together:
+                last = first + len(asked.commands)
+                if not asked.replies.done():
+                    asked.replies.set_result(replies[first:last])
+                first = last
 
     async def _execute(self, commands: Sequence[Command]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
@@ -184,9 +233,9 @@ class ClusterPipelines:
     A node that does not answer fails its own commands, and no others.
     """
 
-    def __init__(self, cluster: RedisCluster) -> None:
+    def __init__(self, cluster: RedisCluster, batching: Batching) -> None:
         self._cluster = cluster
-        self._nodes: dict[str, Pipelines] = defaultdict(lambda: Pipelines(cluster))
+        self._nodes: dict[str, Pipelines] = defaultdict(lambda: Pipelines(cluster, batching))
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """The replies in the order of the commands; what nobody answered is the error.
@@ -269,6 +318,12 @@ def _understood() -> Iterator[None]:
         yield
     except RedisClusterException as error:
         raise ClusterError(type(error).__name__) from None
+
+
+def _refuse(together: Sequence[_Asked], error: Exception) -> None:
+    for asked in together:
+        if not asked.replies.done():
+            asked.replies.set_exception(error)
 
 
 def _key_of(command: Command) -> str | bytes | int:

@@ -1,6 +1,10 @@
 """What one decision costs: claims a second, latency, commands and CPU; ours and three others', side by side.
 
     PYTHONPATH=tests python -m benchmarks.claims [--rounds 3] [--seconds 2] [--only llmtasks]
+    PYTHONPATH=tests python -m benchmarks.claims --batching
+
+The second shows what it saves to send concurrent claims together (`[batching]`): the default in relation to
+`batch_size = 1`, in turns.
 
 Each peer does the nearest thing it has (its module in `peers/` says what that is) on the same server, in
 turns; a figure is the median of the rounds. `reads` are what the server reads from its sockets: round trips.
@@ -54,6 +58,10 @@ PEERS = (
         operations=("admit", "call", "call-unlimited"),
     ),
 )
+
+#: Of the comparison of batch sizes.
+BATCHING = Peer(name="llmtasks", operations=("admit-unbatched", "admit"))
+BATCHING_SHAPES = ("1x1", "8x1", "64x1", "500x1")
 
 Figures = dict[str, float]
 
@@ -145,6 +153,19 @@ def row(name: str, operation: str, shape: str, one: Figures) -> str:
     )
 
 
+#: What is compared.
+COMPARED = ("reads", "client_us", "server_us", "p50_us", "p99_us", "per_second")
+
+
+def saved(rows: Sequence[tuple[str, str, str, Figures]]) -> Iterator[str]:
+    """By shape, what a claim costs together in relation to what it costs alone."""
+    found = {(operation, shape): one for _, operation, shape, one in rows}
+    for shape in BATCHING_SHAPES:
+        alone, together = found["admit-unbatched", shape], found["admit", shape]
+        ratios = (f"{name} {together[name] / alone[name]:.2f}" for name in COMPARED)
+        yield f"{shape:>8}  together / alone: " + "  ".join(ratios)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
     parser = argparse.ArgumentParser(prog="benchmarks.claims", description=__doc__.split("\n")[0])
@@ -153,8 +174,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", action="append", choices=[peer.name for peer in PEERS])
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="TASKSxPROCESSES")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where environments are made")
+    parser.add_argument("--batching", action="store_true", help="compare batch sizes instead")
     options = parser.parse_args(argv)
     peers = [peer for peer in PEERS if options.only is None or peer.name in options.only]
+    if options.batching:
+        peers, options.shapes = [BATCHING], BATCHING_SHAPES
     rows = measure(
         peers,
         cache=options.cache,
@@ -166,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(HEAD)
     for one in found:
         print(row(*one))
+    for line in saved(found) if options.batching else ():
+        print(line)
 
 
 if __name__ == "__main__":

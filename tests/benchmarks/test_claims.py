@@ -15,3 +15,9 @@ def test_cost_of_a_claim(capsys):
     with capsys.disabled():
         print()
         claims.main(["--rounds", "1", "--seconds", "1"])
+
+
+def test_what_sending_claims_together_saves(capsys):
+    with capsys.disabled():
+        print()
+        claims.main(["--batching", "--rounds", "1", "--seconds", "1"])

@@ -45,8 +45,8 @@ MISTAKES: list[tuple[str, str, Mapping[str, str], str]] = [
         {},
         (
             "FILE: url: is no section; allowed here: broker, redis, database, local, providers,"
-            " tasks, cache, retry, delivery, dispatch, worker, metrics, flower, api, documents,"
-            " results, retention, streams, prompts, log"
+            " tasks, cache, batching, retry, delivery, dispatch, worker, metrics, flower, api,"
+            " documents, results, retention, streams, prompts, log"
         ),
     ),
     (

@@ -21,7 +21,7 @@ _ANSWER = Completion(
 )
 
 
-def _fleet(url: str, count: int) -> tuple[Admission, tuple[str, ...]]:
+def _fleet(url: str, count: int, batch_size: int | None) -> tuple[Admission, tuple[str, ...]]:
     providers = [
         settings.Provider(
             name=f"p{number}",
@@ -33,13 +33,22 @@ def _fleet(url: str, count: int) -> tuple[Admission, tuple[str, ...]]:
         )
         for number in range(count)
     ]
-    fleet = Admission(connect(url), prefix="bench", providers=providers, cache=settings.Cache())
+    batching = settings.Batching(**({} if batch_size is None else {"batch_size": batch_size}))
+    fleet = Admission(
+        connect(url),
+        prefix="bench",
+        providers=providers,
+        cache=settings.Cache(),
+        batching=batching,
+    )
     return fleet, tuple(provider.name for provider in providers)
 
 
-def _opened(count: int, *, settled: bool, shared: bool) -> clients.Open:
+def _opened(
+    count: int, *, settled: bool, shared: bool, batch_size: int | None = None
+) -> clients.Open:
     async def opened(url: str) -> clients.Once:
-        fleet, names = _fleet(url, count)
+        fleet, names = _fleet(url, count, batch_size)
         prefix = f"{os.getpid()}-{uuid.uuid4().hex[:16]}-"
         numbers = itertools.count()
 
@@ -66,6 +75,7 @@ def _opened(count: int, *, settled: bool, shared: bool) -> clients.Open:
 
 OPERATIONS = {
     "admit": _opened(1, settled=False, shared=False),
+    "admit-unbatched": _opened(1, settled=False, shared=False, batch_size=1),
     "admit-3": _opened(3, settled=False, shared=False),
     "call": _opened(1, settled=True, shared=False),
     "call-3": _opened(3, settled=True, shared=False),
