@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmtasks import incoming, submission
+from llmtasks import incoming, logs, submission
 from llmtasks.documents import FileError as FileError  # noqa: PLC0414  # what `find_documents` yields
 from llmtasks.documents import Found, Text, find, pool, read_found, read_one
 from llmtasks.errors import (
@@ -31,6 +31,8 @@ from llmtasks.store import results as stored_results
 from llmtasks.store.batches import BatchStatus
 from llmtasks.store.documents import NewDocument
 from llmtasks.store.process import database
+
+_log = logs.get("client")
 
 #: What a result is for programs, in this order: a line of `results --format jsonl`, and what a sink gets.
 RESULT_KEYS = (
@@ -222,6 +224,7 @@ def submit_batch(
     count = batches.create(database(), batch_id, tenant, task_type, own, rows)
     if not count:
         raise UsageError("a batch needs at least one document id")
+    logs.info(_log, "batch-submitted", batch=batch_id, task=task_type, jobs=count)
     return Batch(batch_id, count)
 
 

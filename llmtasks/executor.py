@@ -72,6 +72,9 @@ STORE_RETRY_S = 1.0
 #: Seconds that a job waits which may be what kills workers, while another such one runs in this process.
 SUSPECT_S = 2.0
 
+#: Requests whose ids a job's line has; how many there were it says in any case.
+_MOST_REQUESTS = 10
+
 #: Ends of a run after which its job runs again, here or elsewhere.
 _COMES_BACK = frozenset({"waiting", "released", "superseded"})
 
@@ -292,11 +295,15 @@ class _Run:
         self.settings = executor.settings
         self.job = job
         self.watch = watch
-        self.due = None if job.left_s is None else time.monotonic() + job.left_s
+        self.started = time.monotonic()
+        self.due = None if job.left_s is None else self.started + job.left_s
         self.waits_for = ""
         self.errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.journal = Journal(
-            attempts=max(1, job.attempts), on_thread=self._on_thread, on_wait=self._on_wait
+            attempts=max(1, job.attempts),
+            on_thread=self._on_thread,
+            on_wait=self._on_wait,
+            job=job.job_id,
         )
         self.stream = self._stream()
         self.last: Completion | None = None
@@ -330,7 +337,7 @@ class _Run:
             return self._fail(JobError(f"unexpected {type(error).__name__} at {logs.place(error)}"))
         if not held:
             return self._lost()
-        self._ended("completed", logging.INFO)
+        self._ended("completed", logging.INFO, cached=result.cached)
         return Completed(described(self.job, result))
 
     def _work(self) -> NewResult:
@@ -547,12 +554,32 @@ class _Run:
             level,
             f"job-{state}",
             job=self.job.job_id,
+            batch=self.job.batch_id,
             document=self.job.document_id,
             task=self.job.task_type,
+            state=state,
             attempts=self.journal.attempts,
-            calls=len(self.journal.calls),
+            **self._called(),
+            queued_s=self.job.queued_s,
+            running_s=time.monotonic() - self.started,
             **fields,
         )
+
+    def _called(self) -> dict[str, object]:
+        """What this run called and paid, for its line. The lines of a job that was parked add up."""
+        last, paid = self.last, self.recorded
+        costs = [row.cost_usd for row in paid if row.cost_usd is not None]
+        usage = sum((row.usage or Usage() for row in paid), Usage())
+        requests = [row.request_id for row in paid if row.request_id]
+        return {
+            "calls": len(self.journal.calls),
+            "provider": last.provider if last else (paid[-1].provider if paid else None),
+            "model": last.model if last else (paid[-1].model if paid else None),
+            "requests": requests[:_MOST_REQUESTS] or None,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cost_usd": sum(costs) if len(costs) == len(paid) else None,
+        }
 
 
 class _Context:

@@ -129,13 +129,15 @@ class Call:
 class Journal:
     """What one job's questions did, and its way back to its own thread.
 
-    `attempts` spent so far, the current one included; `calls` to be recorded. `on_thread` runs a function
-    on the job's thread: accepting an answer may take a while, and the loop belongs to everybody.
+    `job` is its id, for the log. `attempts` spent so far, the current one included; `calls` to be recorded.
+    `on_thread` runs a function on the job's thread: accepting an answer may take a while, and the loop
+    belongs to everybody.
     """
 
     attempts: int
     on_thread: Callable[[Callable[[], Any]], concurrent.futures.Future[Any]]
     on_wait: Callable[[str, float], None]
+    job: str = ""
     calls: list[Call] = field(default_factory=list)
 
 
@@ -367,6 +369,7 @@ class Gateway:
                 journal.calls.append(call)
             _measure(call, question)
             metrics.count_quota(go.provider, self._admission.charged(go, settlement))
+            _log_call(call, journal.job)
             await self._settle(go, settlement)
         return Answer(completion, output, cached=False)
 
@@ -558,6 +561,24 @@ def _reason(error: LLMTasksError) -> str:
     """Why a row waits, without what differs from row to row: equal reasons are counted."""
     provider = error.provider if isinstance(error, ProviderError) else ""
     return f"{provider}: {type(error).__name__}" if provider else type(error).__name__
+
+
+def _log_call(call: Call, job: str) -> None:
+    """The line of a call: the way from a job to what its provider calls it."""
+    usage = call.usage
+    logs.debug(
+        _log,
+        "call-ended",
+        job=job,
+        call=call.call_id,
+        provider=call.provider,
+        model=call.model,
+        outcome=call.outcome,
+        request=call.request_id,
+        input_tokens=None if usage is None else usage.input_tokens,
+        output_tokens=None if usage is None else usage.output_tokens,
+        seconds=call.latency_s,
+    )
 
 
 def _measure_answer(answer: Answer, *, followed: bool) -> None:

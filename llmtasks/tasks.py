@@ -18,7 +18,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.result import AsyncResult
 from celery.utils import uuid
 
-from llmtasks import submission
+from llmtasks import logs, submission
 from llmtasks.celery_app import (
     DIRECT_PRIORITY,
     FED_PRIORITY,
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+_log = logs.get("client")
 
 #: Bytes that the chain, chord and callbacks of a message may have as JSON. A chain of a thousand jobs has a
 #: quarter of it.
@@ -134,6 +136,14 @@ class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
             options["headers"] = {**(options.get("headers") or {}), SENT_AT: time.time()}
         else:
             jobs.check(job)
+        logs.info(
+            _log,
+            "job-submitted",
+            job=job.job_id,
+            batch=job.batch_id,
+            document=job.document_id,
+            task=job.task_type,
+        )
         options["priority"] = DIRECT_PRIORITY if job.direct else FED_PRIORITY
         publish = functools.partial(
             celery.Task.apply_async,

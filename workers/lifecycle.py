@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import bootsteps, signals
+from celery.apps import worker as celery_worker
 
 from llmtasks import admission, checks, documents, logs, metrics, providers, task_types, tasks
 from llmtasks.celery_app import TOLD_QUEUE, app
@@ -254,7 +256,7 @@ def connect() -> None:
     holder: dict[str, Runtime] = {}
 
     def starting(sender: Any = None, **_: Any) -> None:
-        logs.configure(current().log.level)
+        _write_logs()
         _require_threads(sender)
         _share_results(int(sender.concurrency))
         queues = app.amqp.queues
@@ -290,12 +292,26 @@ def connect() -> None:
             stopping()
 
     app.steps["worker"].add(Drain)
+    signals.setup_logging.connect(_write_logs, weak=False)
     signals.worker_init.connect(_or_exit(starting), weak=False)
     signals.worker_ready.connect(ready, weak=False)
     # The signal's own handler, because a worker whose broker hangs gets no further.
     signals.worker_shutting_down.connect(stopping, weak=False)
     signals.worker_shutdown.connect(stopped, weak=False)
     signals.task_revoked.connect(_revoked, weak=False)
+
+
+def _write_logs(loglevel: int = logging.WARNING, logfile: str | None = None, **_: Any) -> None:
+    """In one form for all, and not by Celery's own: tracebacks of its lines may quote anything."""
+    log = current().log
+    # Celery has a line for each job where ours say it better.
+    celery = min(loglevel, logging.INFO) if log.level == "debug" else loglevel
+    logs.configure(log.level, log.format, celery=celery)
+    if log.format == "json":
+        # It prints a sentence and an empty line when it is told to stop, among what a machine reads.
+        celery_worker.safe_say = lambda *_: None
+    if logfile:
+        logs.into_file(logfile, log.format)
 
 
 def _share_results(slots: int) -> None:

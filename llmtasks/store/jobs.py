@@ -60,10 +60,11 @@ class ClaimedJob(Job):
     """A job in the hands of its claimer. `document_hash` is the text it was submitted with.
 
     `document_hash` is None when there was no such document at submission. `left_s` is how many seconds it
-    had until its deadline when it was claimed.
+    had until its deadline when it was claimed, `queued_s` how many had passed since its submission.
     """
 
     document_hash: str | None = None
+    queued_s: float = 0.0
     left_s: float | None = None
 
     @property
@@ -76,6 +77,7 @@ _JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
 _CLAIMED_COLUMNS = [
     *_JOB_COLUMNS,
     jobs.c.document_hash,
+    (epoch() - jobs.c.created_at).label("queued_s"),
     (jobs.c.deadline_at - epoch()).label("left_s"),
 ]
 
