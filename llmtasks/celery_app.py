@@ -135,6 +135,7 @@ def send(
     job_id: str,
     args: tuple[str, str],
     kwargs: Mapping[str, Any],
+    shown: str,
     keep_result: bool,
     group_id: str | None,
     canvas: Mapping[str, Any] | None,
@@ -142,7 +143,7 @@ def send(
 ) -> None:
     """Publish a job that SQL knows, below `send_task`: that would subscribe this worker to its result.
 
-    Without a `queue` into that of its task type.
+    Without a `queue` into that of its task type. `shown` is what those who watch see of `kwargs`.
     """
     again = dict(canvas or {})
     message = app.amqp.create_task_message(
@@ -152,6 +153,7 @@ def send(
         dict(kwargs),
         group_id=group_id,
         ignore_result=not keep_result,
+        kwargsrepr=shown,
         callbacks=again.pop("link", None),
         errbacks=again.pop("link_error", None),
         create_sent_event=True,

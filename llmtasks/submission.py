@@ -23,6 +23,10 @@ COMMON_OPTIONS: Mapping[str, Any] = {
 #: Bytes that a job's options may have as JSON: each row of a batch holds them.
 MAX_OPTIONS_BYTES = 65_536
 
+#: Characters of an option that others are shown, and words in the names of those that nobody is.
+_MOST_SHOWN = 40
+_SECRET = ("key", "password", "secret", "token", "credential")
+
 #: Seconds of the longest deadline: a year.
 MAX_DEADLINE_S = 31_536_000
 
@@ -117,6 +121,29 @@ def message_options(job: Options) -> dict[str, Any]:
         **job.options,
         **{name: value for name, value in common.items() if value != COMMON_OPTIONS[name]},
     }
+
+
+def shown(options: Mapping[str, Any]) -> str:
+    """A message's options for those who watch, as Flower: short words and numbers are shown, of the rest how
+    much it is. A glossary may be a document, and an option of your own a secret.
+    """
+    given = ((name, value) for name, value in options.items() if value is not None)
+    return "{" + ", ".join(f"{name!r}: {_shown(name, value)}" for name, value in given) + "}"
+
+
+def _shown(name: str, value: object) -> str:
+    if any(word in name.lower() for word in _SECRET):
+        return "***"
+    match value:
+        case bool() | int() | float():
+            return repr(value)
+        case str() if len(value) <= _MOST_SHOWN:
+            return repr(value)
+        case str():
+            return f"<{len(value):,} characters>"
+        case list() | tuple() | dict():
+            return f"<{type(value).__name__} of {len(value):,}>"
+    return "<...>"
 
 
 def _check_common(common: Mapping[str, Any]) -> None:

@@ -114,6 +114,8 @@ class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
     """A task whose every enqueue (`delay`, `apply_async`, a group) writes the job's row first."""
 
     abstract = True
+    #: Read by a worker alone.
+    Request = "workers.requests:Request"
 
     def apply_async(
         self,
@@ -145,11 +147,13 @@ class JobTask(celery.Task):  # type: ignore[misc]  # Celery ships no types
             task=job.task_type,
         )
         options["priority"] = DIRECT_PRIORITY if job.direct else FED_PRIORITY
+        given = submission.message_options(job)
+        options["kwargsrepr"] = submission.shown(given)
         publish = functools.partial(
             celery.Task.apply_async,
             self,
             (job.document_id, job.task_type),
-            submission.message_options(job),
+            given,
             task_id=job.job_id,
             **options,
         )

@@ -24,7 +24,7 @@ from llmtasks.store import deadlines, feed, jobs
 from llmtasks.store import workers as leases
 from llmtasks.store.engine import Database
 from llmtasks.store.feed import Sendable
-from llmtasks.submission import message_options
+from llmtasks.submission import message_options, shown
 from llmtasks.task_types import queue as queue_of
 from workers.deliveries import Deliveries
 
@@ -303,11 +303,13 @@ class Maintenance:
 
 
 def _send(producer: Any, row: Sendable, queue: str | None) -> None:
+    given = message_options(row)
     send(
         producer,
         job_id=row.job_id,
         args=(row.document_id, row.task_type),
-        kwargs=message_options(row),
+        kwargs=given,
+        shown=shown(given),
         keep_result=row.direct,
         group_id=row.batch_id if row.direct else None,
         canvas=row.canvas,
