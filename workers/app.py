@@ -18,6 +18,9 @@ __all__ = ["app", "process_document"]
 
 lifecycle.connect()
 
+#: What Flower shows of a task: whose document, how it stands, how far it is or what it cost, why it waits.
+_COLUMNS = "uuid,state,args,kwargs,result,exception,received,runtime,worker"
+
 
 def _configure_flower() -> None:
     """Give Flower what the settings say, by the only way its own command reads defaults: its environment.
@@ -31,6 +34,7 @@ def _configure_flower() -> None:
         raise SystemExit(2) from None
     os.environ.setdefault("FLOWER_ADDRESS", flower.host)
     os.environ.setdefault("FLOWER_PORT", str(flower.port))
+    os.environ.setdefault("FLOWER_TASKS_COLUMNS", _COLUMNS)
     if flower.password:
         os.environ.setdefault("FLOWER_BASIC_AUTH", f"{flower.user}:{flower.password}")
     _refuse_an_open_flower()

@@ -78,6 +78,8 @@ def test_flower_shows_how_each_job_stands_and_shows_no_options_that_may_be_texts
     assert done["result"].startswith("model-sim (sim): ")
     assert done["result"].endswith(" tokens, price unknown")
 
+    assert "answered" not in done["result"]
+
     send(stack, "missing", "nowhere", target_language="es")
     assert "DocumentNotFound" in flower.shows("missing", "FAILURE")["exception"]
 
@@ -87,5 +89,9 @@ def test_flower_shows_how_each_job_stands_and_shows_no_options_that_may_be_texts
     stack.inside("cancel", "parked")
     flower.shows("parked", "REVOKED")
 
+    page = flower.get("/tasks")
+    assert all(
+        f'data-column="{name}"' in page for name in ("args", "kwargs", "result", "exception")
+    )
     assert LONG not in flower.get("/api/tasks")
     assert worker.running
