@@ -8,13 +8,23 @@ from typing import Any
 
 from celery.worker import request
 
-from llmtasks.errors import JobCancelled
+from llmtasks.errors import JobCancelled, LLMTasksError
 
 _CANCELLED = f"{JobCancelled.__name__}("
 
 
 class Request(request.Request):  # type: ignore[misc]  # Celery ships no types
     """As Celery's; a cancelled job is no failed one, and a result is short enough for a column."""
+
+    _why: str | None = None
+
+    def on_retry(self, exc_info: Any) -> None:
+        """A parked job: say why, and not in Celery's own wrapping of it."""
+        cause = exc_info.exception
+        while cause is not None and not isinstance(cause, LLMTasksError):
+            cause = getattr(cause, "exc", None)
+        self._why = None if cause is None else repr(cause)
+        super().on_retry(exc_info)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's own
         """Send what became of the task."""
@@ -23,11 +33,13 @@ class Request(request.Request):  # type: ignore[misc]  # Celery ships no types
             fields = {"terminated": False, "signum": None, "expired": False}
         elif type == "task-succeeded":
             fields["result"] = _short(fields.get("result"))
+        elif type == "task-retried" and self._why is not None:
+            fields["exception"] = self._why
         super().send_event(type, **fields)
 
 
 def _short(result: object) -> object:
-    """`simulated (openai): 310 + 60 tokens, $0.00012` of a job's result; another one as it is."""
+    """`gpt-4o-mini: 310 + 60 tokens, $0.00012` of a job's result; another one as it is."""
     try:
         found = ast.literal_eval(str(result))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -35,8 +47,8 @@ def _short(result: object) -> object:
     if not isinstance(found, Mapping) or not {"usage", "cost_usd", "model"} <= found.keys():
         return result
     usage, cost = found["usage"], found["cost_usd"]
-    who = f"{found['model']} ({found['provider']})" if found["model"] else "no model"
+    who = found["model"] or "no model"
     if found.get("cached"):
         return f"{who}: answered before"
-    price = "price unknown" if cost is None else f"${cost:.6f}".rstrip("0").rstrip(".")
+    price = "$?" if cost is None else f"${cost:.6f}".rstrip("0").rstrip(".")
     return f"{who}: {usage['input_tokens']} + {usage['output_tokens']} tokens, {price}"
