@@ -98,7 +98,8 @@ class Chat:
             LLMTasksError: the call failed for good, or broke after its first piece.
         """
         heard = _Pieces(self._settings.api.chat_wait_s)
-        journal = Journal(attempts=1, on_thread=_here, on_wait=heard.waits)
+        chat_id = f"chat-{uuid.uuid4().hex}"
+        journal = Journal(attempts=1, on_thread=_here, on_wait=heard.waits, job=chat_id)
         question = self._question(request, providers, heard, tenant, priority)
         asking = asyncio.ensure_future(self._gateway.ask(question, journal))
         heard.patience(asking)
@@ -121,7 +122,7 @@ class Chat:
         for call in journal.calls:
             counted = call.usage is not None
             metrics.count_cost(call.provider, call.model, self._cost(call), is_counted=counted)
-            _tell(call)
+            _tell(journal.job, call)
 
     def _question(
         self,
@@ -242,11 +243,12 @@ def _here(function: Callable[[], Any]) -> concurrent.futures.Future[Any]:
     return done
 
 
-def _tell(call: Call) -> None:
+def _tell(chat_id: str, call: Call) -> None:
     usage = call.usage or Usage()
     logs.info(
         _log,
         "chat-call",
+        chat=chat_id,
         provider=call.provider,
         model=call.model,
         outcome=call.outcome,

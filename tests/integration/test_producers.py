@@ -179,7 +179,7 @@ def test_a_hundred_duplicates_of_a_message_pay_once(stack, sim):
         add_document("A text that rings a hundred times.", "d")
         with app.producer_or_acquire() as producer:
             for _ in range(100):
-                send(producer, job_id="dup", args=("d", "summarize"), kwargs={},
+                send(producer, job_id="dup", args=("d", "summarize"), kwargs={}, shown="{}",
                      keep_result=True, group_id=None, canvas=None)
         print(json.dumps(app.AsyncResult("dup").get(timeout=60)["status"]))
         """
