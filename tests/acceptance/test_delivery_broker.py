@@ -75,7 +75,7 @@ def test_a_message_delivered_a_hundred_times_to_four_processes_is_acknowledged_a
             add_document("A text that rings a hundred times.", "d")
             with app.producer_or_acquire() as producer:
                 for _ in range(100):
-                    send(producer, job_id="dup", args=("d", "summarize"), kwargs={},
+                    send(producer, job_id="dup", args=("d", "summarize"), kwargs={}, shown="{}",
                          keep_result=True, group_id=None, canvas=None)
             """
         )
