@@ -193,19 +193,26 @@ def find_documents(
 
 
 def submit_batch(
-    ids: Iterable[str], task_type: str, *, batch_id: str | None = None, **options: Any
+    ids: Iterable[str],
+    task_type: str,
+    *,
+    batch_id: str | None = None,
+    only_new: bool = False,
+    **options: Any,
 ) -> Batch:
     """Submit one job per document id: rows only, the workers feed themselves from them.
 
     Args:
         ids: Document ids; each becomes one job, in this order.
         task_type: `summarize`, `extract`, `translate`, or one of your own.
-        batch_id: Default: a new one.
+        batch_id: Default: a new one. Jobs are added to a batch of yours that has this id.
+        only_new: Refuse to add to one.
         options: The task type's, and `tenant`, `priority`, `fresh`, `stream` (answers can be watched while
             they are written), `deadline_s` (seconds from now, after which a job that is not done fails).
 
     Raises:
         UnknownTaskType, InvalidOption, UsageError: at once, and nothing is submitted.
+        BatchExists: a batch of another tenant has this id, or, with `only_new`, any.
     """
     checked = submission.checked(task_type, options)
     batch_id = batch_id or uuid.uuid4().hex
@@ -221,7 +228,7 @@ def submit_batch(
         for document_id in ids
     )
     tenant, own = checked["tenant"], checked["options"]
-    count = batches.create(database(), batch_id, tenant, task_type, own, rows)
+    count = batches.create(database(), batch_id, tenant, task_type, own, rows, only_new=only_new)
     if not count:
         raise UsageError("a batch needs at least one document id")
     logs.info(_log, "batch-submitted", batch=batch_id, task=task_type, jobs=count)

@@ -5,7 +5,8 @@
     ├── UsageError                    the caller asked for something impossible    exit 2
     │   ├── UnknownTaskType
     │   ├── InvalidOption
-    │   └── UnknownJob                no job or batch has this id
+    │   ├── UnknownJob                no job or batch has this id
+    │   └── BatchExists               another batch has this id
     ├── DocumentError                 this document cannot be worked on
     │   ├── DocumentNotFound
     │   ├── DocumentSourceFailed      the function of [documents] source did not give it
@@ -83,6 +84,10 @@ class UnknownJob(UsageError):
     def named(cls, target: str) -> UnknownJob:
         """For an id that may be either's."""
         return cls(f"no batch and no job has the id {target!r}")
+
+
+class BatchExists(UsageError):
+    """Another batch has this id, and gets no jobs of others."""
 
 
 class DocumentError(LLMTasksError):

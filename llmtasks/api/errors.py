@@ -25,6 +25,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     errors.DocumentNotFound: 404,
     errors.DocumentTooLarge: 413,
     errors.DocumentError: 422,
+    errors.BatchExists: 409,
     errors.UsageError: 422,
     errors.ContextWindowExceeded: 413,
     errors.ProviderTimeout: 504,

@@ -69,7 +69,8 @@ class BatchPolls:
                 value = await asyncio.to_thread(self._look, batch_id)
             except UnknownJob:
                 value = None
-            except StoreUnavailable:
+            except Exception as error:  # noqa: BLE001  # its watchers would wait for ever
+                _untold(error)
                 await asyncio.sleep(EVERY_S)
                 continue
             async with one.changed:
@@ -109,7 +110,17 @@ class JobEnds:
             wanted = [
                 job for job, events in self._ended.items() if not all(e.is_set() for e in events)
             ]
-            with contextlib.suppress(StoreUnavailable):
-                for job_id in await asyncio.to_thread(watching.ended_of, wanted):
-                    for ended in self._ended.get(job_id, ()):
-                        ended.set()
+            try:
+                found = await asyncio.to_thread(watching.ended_of, wanted)
+            except Exception as error:  # noqa: BLE001  # all jobs' watchers would wait for ever
+                _untold(error)
+                continue
+            for job_id in found:
+                for ended in self._ended.get(job_id, ()):
+                    ended.set()
+
+
+def _untold(error: Exception) -> None:
+    """A look that failed is one that did not happen; an outage is known without a line for each."""
+    if not isinstance(error, StoreUnavailable):
+        logs.error(_log, "look-failed", why=type(error).__name__, at=logs.place(error))

@@ -99,7 +99,7 @@ class NewBatch(_Submission):
     document_ids: list[DocumentId] | None = Field(None, min_length=1, examples=[["doc-1", "doc-2"]])
     all: bool = Field(default=False, description="Of all stored documents.")
     batch_id: Id | None = Field(
-        None, description="Default: a new one. The same request with it again adds nothing."
+        None, description="Default: a new one. A second batch of the same id is refused (409)."
     )
 
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement
 from sqlalchemy.engine import Connection
 
+from llmtasks.errors import BatchExists
 from llmtasks.jobs import JobState, NewJob
 from llmtasks.store import dialect, jobs
 from llmtasks.store.engine import Database, epoch
@@ -59,14 +60,17 @@ def create(
     task_type: str | None,
     options: Mapping[str, Any],
     new: Iterable[NewJob],
+    *,
+    only_new: bool = False,
 ) -> int:
     """Write a batch and all of its jobs, or nothing; how many jobs it has then.
 
     No jobs make no batch. The same jobs may be written again when the answer to the first time
-    was lost.
+    was lost; others are added to the batch, unless it is to be `only_new`.
 
     Raises:
         InvalidOption: a job's id, name or priority cannot be.
+        BatchExists: a batch of another tenant has this id, or, with `only_new`, any other batch.
     """
     rows = list(new)
     for job in rows:
@@ -81,18 +85,33 @@ def create(
             options=dict(options),
             created_at=epoch(),
         )
-        connection.execute(
+        made = connection.execute(
             # Changes nothing, and holds one that is there: nobody removes it while it gets jobs.
             batch.on_conflict_do_update(
                 index_elements=[batches_table.c.batch_id],
                 set_={"created_at": batch.excluded.created_at},
                 where=sa.false(),
-            )
-        )
+            ).returning(batches_table.c.batch_id)
+        ).first()
+        if made is None:
+            _check_known(connection, batch_id, tenant, rows[0].job_id, only_new=only_new)
         jobs.add_rows(connection, rows, sent=False)
         return connection.execute(
             sa.select(sa.func.count()).where(jobs_table.c.batch_id == batch_id)
         ).scalar_one()
+
+
+def _check_known(
+    connection: Connection, batch_id: str, tenant: str, job_id: str, *, only_new: bool
+) -> None:
+    """Refuse jobs for a batch that is there: another tenant's, or none of whose jobs is this one."""
+    whose = sa.select(batches_table.c.tenant).where(batches_table.c.batch_id == batch_id)
+    again = sa.select(jobs_table.c.seq).where(
+        jobs_table.c.job_id == job_id, jobs_table.c.batch_id == batch_id
+    )
+    others = connection.execute(whose).scalar() != tenant
+    if others or (only_new and connection.execute(again).first() is None):
+        raise BatchExists(f"there is a batch {batch_id!r} already")
 
 
 def status(db: Database, batch_id: str) -> BatchStatus | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.rows import claimed, new_call, new_document, new_job, new_result
 
-from llmtasks.errors import InvalidOption
+from llmtasks.errors import BatchExists, InvalidOption
 from llmtasks.jobs import JobState
 from llmtasks.messages import Usage
 from llmtasks.store import batches, calls, documents, jobs
@@ -132,3 +132,25 @@ def test_a_single_job_is_a_batch_of_one(db):
 )
 def test_the_state_of_a_batch_follows_from_its_counts(ended, expected):
     assert state_of({state: ended.get(state.value, 0) for state in JobState}) == expected
+
+
+def test_a_batch_gets_no_jobs_of_another_tenant_nor_of_a_request_that_wants_a_new_one(db):
+    rows = [new_job("a", batch_id="nightly"), new_job("b", batch_id="nightly")]
+    for _ in range(2):  # the answer to the first time may have been lost
+        made = batches.create(db, "nightly", "default", "summarize", {}, rows, only_new=True)
+        assert made == 2
+    for tenant, only_new in (("default", True), ("other", True), ("other", False)):
+        with pytest.raises(BatchExists):
+            batches.create(
+                db,
+                "nightly",
+                tenant,
+                "summarize",
+                {},
+                [new_job("c", batch_id="nightly")],
+                only_new=only_new,
+            )
+    assert batches.status(db, "nightly").total == 2
+    assert batches.tenant_of(db, "nightly") == "default"
+    assert batches.tenant_of(db, "a") == "default"
+    assert batches.tenant_of(db, "nobody") is None

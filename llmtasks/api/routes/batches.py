@@ -16,7 +16,7 @@ from llmtasks.api.errors import RefusedError
 from llmtasks.api.routes import NOT_FOUND, REFUSALS, OwnBatch, TheResources
 from llmtasks.api.routes.jobs import EVENTS, FIRST_S, own_options
 from llmtasks.api.sse import EventStream, first_of
-from llmtasks.errors import UsageError
+from llmtasks.errors import BatchExists, UsageError
 from llmtasks.shapes import result_json, status_json
 
 router = APIRouter(tags=["batches"], responses=REFUSALS)
@@ -40,11 +40,12 @@ def submit(
     if new.document_ids is not None and len(new.document_ids) > most:
         raise RefusedError(413, "TooLarge", f"a request may submit {most:,} documents")
     if new.batch_id is not None and watching.tenant_of(new.batch_id) is not None:
-        raise RefusedError(409, "BatchExists", "there is a batch or a job of this id already")
+        raise BatchExists("there is a batch or a job of this id already")
     made = client.submit_batch(
         ids,
         new.task_type,
         batch_id=new.batch_id,
+        only_new=True,
         tenant=caller.tenant,
         **own_options(new.options),
         **new.common(),
