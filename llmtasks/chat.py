@@ -100,7 +100,9 @@ class Chat:
         heard = _Pieces(self._settings.api.chat_wait_s)
         chat_id = f"chat-{uuid.uuid4().hex}"
         journal = Journal(attempts=1, on_thread=_here, on_wait=heard.waits, job=chat_id)
-        question = self._question(request, providers, heard, tenant, priority)
+        # On a thread: a long conversation takes a while to be counted, and the loop belongs to everybody.
+        tokens = await asyncio.to_thread(planning.input_tokens, providers, request)
+        question = self._question(request, providers, heard, tenant, priority, max(tokens.values()))
         asking = asyncio.ensure_future(self._gateway.ask(question, journal))
         heard.patience(asking)
         self._asking.add(asking)
@@ -131,13 +133,14 @@ class Chat:
         heard: _Pieces,
         tenant: str,
         priority: int,
+        input_tokens: int,
     ) -> Question:
         return Question(
             request=request,
             key=uuid.uuid4().hex,
             shared=False,
             providers=tuple(one.name for one in providers),
-            input_tokens=max(planning.input_tokens(providers, request).values()),
+            input_tokens=input_tokens,
             exact=planning.is_exact(providers),
             tenant=tenant,
             priority=priority,
@@ -166,13 +169,12 @@ class Chat:
 class _Pieces:
     """A `Listener` whose reader takes the pieces one by one; None after the last.
 
-    It has patience for so long while nobody is called.
+    It has patience for so long while nobody is called, and again after each call.
     """
 
     def __init__(self, wait_s: float) -> None:
         self.queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._wait_s = wait_s
-        self._until = asyncio.get_running_loop().time() + wait_s
         self._asking: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._why = "others come first"
@@ -202,7 +204,7 @@ class _Pieces:
 
     def _wait(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(self._until, self._give_up)
+            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._give_up)
 
     def _give_up(self) -> None:
         if self._asking is not None and not self._asking.done():

@@ -278,6 +278,17 @@ def _results(batch_id: str | None, document_id: str | None, tenant: str) -> Iter
         yield from map(job_result, stored_results.rows(db, job_id=batch_id))
 
 
+def job(job_id: str) -> JobResult:
+    """One job as it stands, ended or not.
+
+    Raises:
+        UnknownJob: no job has this id.
+    """
+    for row in stored_results.rows(database(), job_id=job_id):
+        return job_result(row)
+    raise UnknownJob(f"no job has the id {job_id!r}")
+
+
 def get_result(job_id: str) -> JobResult:
     """One job's output.
 

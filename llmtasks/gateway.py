@@ -367,10 +367,12 @@ class Gateway:
                 call = replace(call, latency_s=time.monotonic() - started)
             if paid:
                 journal.calls.append(call)
-            _measure(call, question)
-            metrics.count_quota(go.provider, self._admission.charged(go, settlement))
-            _log_call(call, journal.job)
-            await self._settle(go, settlement)
+            try:
+                _measure(call, question)
+                metrics.count_quota(go.provider, self._admission.charged(go, settlement))
+                _log_call(call, journal.job)
+            finally:
+                await self._settle(go, settlement)
         return Answer(completion, output, cached=False)
 
     def _settlement(self, error: ProviderError) -> Outcome:

@@ -41,6 +41,12 @@ def tenant_of(target: str) -> str | None:
     return batches.tenant_of(database(), target)
 
 
+def tenant_of_job(job_id: str) -> str | None:
+    """Whose a job is; None when there is none."""
+    found = jobs.get(database(), job_id)
+    return None if found is None else found.tenant
+
+
 def ended_of(job_ids: Sequence[str]) -> set[str]:
     """Those of these jobs that have ended, or are gone."""
     chunks = [job_ids[start : start + _AT_ONCE] for start in range(0, len(job_ids), _AT_ONCE)]

@@ -84,6 +84,10 @@ def connect(url: str, *, cluster: bool = False) -> Client:
     return Redis.from_pool(pool)
 
 
+#: What a client raises when no server answers, or none has the slot: not all of a cluster's are RedisErrors.
+AWAY = (exceptions.RedisError, exceptions.RedisClusterException, OSError, TimeoutError)
+
+
 class _FirstKey:
     """Where a command has its key. The client's own way is to ask one certain node for a list of commands
     before anything else, so that no process could begin while that node is down.

@@ -16,10 +16,11 @@ from llmtasks.api.sse import DONE, Events, error_event, event
 from llmtasks.chat import Piece as ChatPiece
 from llmtasks.chat import Whole
 from llmtasks.client import JobResult
-from llmtasks.errors import StoreUnavailable, UnknownJob
+from llmtasks.errors import StoreUnavailable
 from llmtasks.jobs import ENDED
-from llmtasks.progress import Ended, Entry, Piece, Reset, Sight, resumed, seen
+from llmtasks.progress import Entry, Piece, Reset, Sight, resumed, seen
 from llmtasks.progress.reader import BEGINNING
+from llmtasks.progress.sight import Kind
 from llmtasks.shapes import result_json, status_json
 
 #: Seconds that the last pieces of an ended job may be behind its row.
@@ -49,7 +50,7 @@ async def chat_events(
     resources: Resources, answer: AsyncGenerator[ChatPiece | Whole, None]
 ) -> Events:
     """The tokens of an answer, and how it ended."""
-    with resources.room.place():
+    with resources.chats.place():
         async with contextlib.aclosing(answer) as parts:
             async for part in parts:
                 match part:
@@ -93,7 +94,6 @@ class _Show:
         self._resources = resources
         self._job_id = job_id
         self._sight = Sight()
-        self._whole = False  # the job said its end after the last piece
 
     async def events(self, after: str | None) -> AsyncIterator[bytes]:
         reader, start = self._resources.reader, BEGINNING
@@ -127,7 +127,7 @@ class _Show:
                             return
                         for chunk in self._shown(entries):
                             yield chunk
-                        if self._whole and await self._row_ended():
+                        if self._sight.ended and await self._row_ended():
                             return
                         coming = asyncio.ensure_future(anext(following))
                 finally:
@@ -138,21 +138,21 @@ class _Show:
         chunks = []
         for entry in entries:
             self._sight, found = seen(self._sight, entry)
-            self._whole = isinstance(found, Ended)
             match found:
                 case Piece(text):
                     chunks.append(event({"token": text}, event_id=entry.id))
                 case Reset():
-                    chunks.append(event({}, kind="reset", event_id=entry.id))
+                    # Who resumes goes on behind what was shown: that an entry was not has no id.
+                    begun = entry.id if entry.kind is Kind.BEGIN else None
+                    chunks.append(event({}, kind="reset", event_id=begun))
         return chunks
 
     def _end(self, row: JobResult) -> list[bytes]:
         if row.error_type is not None or row.state != "completed":
             name = row.error_type or "JobCancelled"
             return [error_event(name, row.error_message or f"the job was {row.state}")]
-        shown = self._whole and self._sight.heard and not self._sight.lost
         chunks = []
-        if not shown:
+        if not self._sight.whole:
             chunks += [_RESET] if self._sight.heard else []
             chunks.append(event({"token": _text(row.output)}))
         return [*chunks, event(result_json(row), kind="result"), DONE]
@@ -164,10 +164,7 @@ class _Show:
             return False
 
     async def _row(self) -> JobResult:
-        found = await run_in_threadpool(lambda: list(client.results(batch_id=self._job_id)))
-        if len(found) != 1:
-            raise UnknownJob.named(self._job_id)
-        return found[0]
+        return await run_in_threadpool(client.job, self._job_id)
 
 
 async def _next(

@@ -12,6 +12,7 @@ from llmtasks.admission import HANGS_S, Decider, ProviderStatus
 from llmtasks.api.polls import BatchPolls, JobEnds
 from llmtasks.api.sse import Room
 from llmtasks.chat import Chat
+from llmtasks.documents import Pool, pool
 from llmtasks.errors import AdmissionUnavailable
 from llmtasks.gateway import Gateway
 from llmtasks.progress import Reader
@@ -29,6 +30,8 @@ class Resources:
     batches: BatchPolls
     ends: JobEnds
     room: Room
+    chats: Room
+    converters: Pool
 
     async def standings(self) -> list[ProviderStatus]:
         """The providers as the fleet sees them.
@@ -56,15 +59,18 @@ async def opened(settings: Settings, keys: Mapping[str, str | None]) -> AsyncIte
     )
     chat, reader = Chat(gateway, settings), Reader.made(settings)
     try:
-        yield Resources(
-            settings=settings,
-            fleet=fleet,
-            chat=chat,
-            reader=reader,
-            batches=BatchPolls(),
-            ends=JobEnds(),
-            room=Room(settings.api.max_streams),
-        )
+        with pool() as converters:
+            yield Resources(
+                settings=settings,
+                fleet=fleet,
+                chat=chat,
+                reader=reader,
+                batches=BatchPolls(),
+                ends=JobEnds(),
+                room=Room(settings.api.max_streams),
+                chats=Room(settings.api.max_streams),
+                converters=converters,
+            )
     finally:
         await chat.aclose()
         await reader.aclose()

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis.exceptions import RedisError
-
 from llmtasks import logs
-from llmtasks.admission.connection import Client, connect
+from llmtasks.admission.connection import AWAY, Client, connect
 from llmtasks.errors import LLMTasksError
 from llmtasks.progress.sight import FENCE, KIND, OFFSET, TEXT, Kind
 from llmtasks.settings import Settings, Streams
@@ -40,8 +38,14 @@ class _Waiting:
 
     def fields(self) -> dict[Any, Any]:
         """As Redis is given it."""
-        place = {OFFSET: self.offset, TEXT: self.text} if self.kind is Kind.TEXT else {}
-        return {KIND: self.kind.value, FENCE: self.fence, **place}
+        text = {TEXT: self.text} if self.kind is Kind.TEXT else {}
+        return {KIND: self.kind.value, FENCE: self.fence, OFFSET: self.offset, **text}
+
+    def goes_on_with(self, other: _Waiting) -> bool:
+        """Whether the other is the next piece of the same answer."""
+        if self.kind is not Kind.TEXT or other.kind is not Kind.TEXT or self.fence != other.fence:
+            return False
+        return other.offset == self.offset + len(self.text)
 
 
 class Publisher:
@@ -88,7 +92,7 @@ class Publisher:
             return
         self._characters += len(new.text)
         waiting = self._waiting.setdefault(new.key, [])
-        if waiting and waiting[-1].kind is Kind.TEXT and new.kind is Kind.TEXT:
+        if waiting and waiting[-1].goes_on_with(new):
             waiting[-1].text += new.text
         else:
             waiting.append(new)
@@ -101,7 +105,7 @@ class Publisher:
             try:
                 await self._send(together)
                 self._failing = False
-            except (RedisError, OSError, TimeoutError, LLMTasksError) as error:
+            except AWAY as error:
                 if not self._failing:
                     logs.warning(_log, "not-streamed", why=type(error).__name__)
                 self._failing = True
@@ -141,7 +145,7 @@ class JobStream:
 
     def end(self) -> None:
         """The job's row has ended. From any thread."""
-        self._on_loop(lambda: self._put(Kind.END))
+        self._on_loop(lambda: self._put(Kind.END, self._offset))
 
     def called(self) -> None:
         """Nothing is to be shown of it."""

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from llmtasks import logs
-from llmtasks.admission.connection import Client, connect, ended
+from llmtasks.admission.connection import AWAY, Client, connect, ended
 from llmtasks.progress.publisher import key
 from llmtasks.progress.sight import Entry, entry, order
 from llmtasks.settings import Settings
@@ -39,6 +38,13 @@ class _Followed:
 
     cursor: str
     queues: list[asyncio.Queue[Sequence[Entry]]] = field(default_factory=list)
+
+    def pass_on(self, entries: Sequence[Entry]) -> None:
+        """Give them to everybody."""
+        if entries:
+            self.cursor = entries[-1].id
+            for queue in self.queues:
+                queue.put_nowait(entries)
 
 
 class Reader:
@@ -68,7 +74,7 @@ class Reader:
 
     async def find(self, job_id: str, entry_id: str) -> Entry | None:
         """An entry, if it is still there."""
-        with contextlib.suppress(RedisError, OSError, TimeoutError, ValueError):
+        with contextlib.suppress(*AWAY, ValueError):
             order(entry_id)
             found = await self._range(key(self._prefix, job_id), entry_id, entry_id)
             return next(iter(found), None)
@@ -102,18 +108,18 @@ class Reader:
 
     async def between(self, job_id: str, after: str = BEGINNING) -> Sequence[Entry]:
         """What a stream holds now behind this entry."""
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(*AWAY):
             return await self._range(key(self._prefix, job_id), f"({after}", "+")
         return []
 
     async def _range(self, stream: str, first: str, last: str) -> list[Entry]:
         found: Any = await self._redis.xrange(stream, first, last)
-        return [entry(*one) for one in found or ()]
+        return _entries(found)
 
     def _wake(self) -> None:
         """Have the streams read, those that have just come too."""
         self._some.set()
-        if self._reading is None:
+        if self._reading is None or self._reading.done():
             self._reading = asyncio.get_running_loop().create_task(self._read_on())
         elif self._connection is not None and isinstance(self._redis, Redis):
             connection, self._connection = self._connection, None
@@ -124,7 +130,7 @@ class Reader:
     async def _unblock(self, connection: int) -> None:
         """End the read that is under way; it may just be on its way to the server."""
         turn = self._turn
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(*AWAY):
             while self._turn == turn:
                 if await self._redis.client_unblock(connection):
                     return
@@ -135,7 +141,7 @@ class Reader:
             try:
                 async with contextlib.AsyncExitStack() as closing:
                     await self._read_with(closing)
-            except (RedisError, OSError, TimeoutError) as error:
+            except AWAY as error:
                 logs.warning(_log, "streams-away", why=type(error).__name__)
                 self._connection = None
                 await asyncio.sleep(_AGAIN_S)
@@ -151,21 +157,26 @@ class Reader:
             if not self._followed:
                 self._some.clear()
                 await self._some.wait()
-            cursors = {stream: one.cursor for stream, one in self._followed.items()}
+            followed = dict(self._followed)
+            cursors = {stream: one.cursor for stream, one in followed.items()}
             self._connection = own
             found = await client.xread(cursors, count=_AT_ONCE, block=block)
             self._connection = None
             self._turn += 1
-            for stream, entries in _pairs(found):
-                self._pass_on(stream.decode(), [entry(*one) for one in entries])
+            for name, entries in _pairs(found):
+                stream = name.decode()
+                # One that was left and is followed anew begins where its new reader wants.
+                if self._followed.get(stream) is followed[stream]:
+                    followed[stream].pass_on(_entries(entries))
 
-    def _pass_on(self, stream: str, entries: Sequence[Entry]) -> None:
-        followed = self._followed.get(stream)
-        if followed is None or not entries:
-            return
-        followed.cursor = entries[-1].id
-        for queue in followed.queues:
-            queue.put_nowait(entries)
+
+def _entries(found: Any) -> list[Entry]:
+    """Those that are of our form; what somebody else wrote there is nothing."""
+    entries = []
+    for one in found or ():
+        with contextlib.suppress(ValueError, KeyError):
+            entries.append(entry(*one))
+    return entries
 
 
 def _pairs(found: Any) -> list[tuple[bytes, Any]]:

@@ -30,7 +30,7 @@ TEXT: Final = "text"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One entry. `offset` is how many characters of the answer come before its text."""
+    """One entry. `offset` is how many characters of the answer come before its text, or its end."""
 
     id: str
     kind: Kind
@@ -94,29 +94,40 @@ Event = Piece | Reset | Ended
 class Sight:
     """What a reader has shown: `heard` characters of the answer of the claim with this fence.
 
-    `lost`: a piece is missing, and nothing more is shown of this answer until it begins anew.
+    `lost`: a piece is missing, and nothing more is shown of this answer until it begins anew. `ended`: its
+    writer said that its job has ended.
     """
 
     fence: int = 0
     heard: int = 0
     lost: bool = False
+    ended: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of an answer was shown."""
+        return self.ended and not self.lost and self.heard > 0
 
 
 def resumed(last: Entry) -> Sight:
-    """What was shown to a reader who has seen everything up to this entry."""
+    """What was shown to a reader who has seen everything up to this entry, which was shown."""
     return Sight(fence=last.fence, heard=last.offset + len(last.text))
 
 
 def seen(sight: Sight, found: Entry) -> tuple[Sight, Event | None]:
     """The next sight, and what is to be shown for it."""
-    if found.kind is Kind.END:
-        return sight, Ended()
     if found.fence < sight.fence:
         return sight, None
     if found.kind is Kind.BEGIN:
         return Sight(fence=found.fence), Reset() if sight.heard else None
-    if found.fence > sight.fence:  # its beginning was cut off the stream
-        sight = Sight(fence=found.fence, heard=sight.heard, lost=True)
-    if not sight.lost and found.offset == sight.heard:
-        return replace(sight, heard=sight.heard + len(found.text)), Piece(found.text)
+    follows = (
+        not sight.lost
+        and found.offset == sight.heard
+        and (found.fence == sight.fence or not sight.heard)
+    )
+    if found.kind is Kind.END:
+        lost = not follows
+        return replace(sight, fence=found.fence, lost=lost, ended=True), Ended()
+    if follows:
+        return Sight(fence=found.fence, heard=sight.heard + len(found.text)), Piece(found.text)
     return Sight(fence=found.fence, lost=True), Reset() if sight.heard else None

@@ -119,11 +119,11 @@ class SDKProvider(ABC):
         heard = _Heard(on_text)
         started = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 if on_text is None:
                     answer, headers = await self._whole(request)
                 else:
-                    answer, headers = await self._stream(request, heard)
+                    answer, headers = await self._stream(request, heard, limit)
         except Exception as error:
             failure = translate(error, self._origin, time.time())
             if failure is None:
@@ -150,7 +150,9 @@ class SDKProvider(ABC):
         )
         return self._read(response.content), response.headers
 
-    async def _stream(self, request: Request, heard: _Heard) -> tuple[Answer, Mapping[str, str]]:
+    async def _stream(
+        self, request: Request, heard: _Heard, limit: asyncio.Timeout
+    ) -> tuple[Answer, Mapping[str, str]]:
         response = await self._client.post(
             self._path,
             body={**self._body(request), **self._streamed},
@@ -169,6 +171,7 @@ class SDKProvider(ABC):
                     if reader.ended:
                         break
                 answer = reader.answer()
+                limit.reschedule(None)  # it is whole, and no deadline may take it back
                 await _drained(events)
         finally:
             await response.aclose()

@@ -16,6 +16,7 @@ from support.valkey import RestartableValkey, Valkey
 from llmtasks.admission import connect
 from llmtasks.errors import ProviderUnavailable
 from llmtasks.progress import Ended, Event, JobStream, Publisher, Reader, Reset, Sight, seen
+from llmtasks.progress import publisher as publisher_module
 from llmtasks.progress.publisher import key
 from llmtasks.progress.reader import BEGINNING
 from llmtasks.settings import Streams
@@ -185,6 +186,31 @@ async def test_a_stream_is_capped_and_its_late_reader_is_not_shown_a_part_as_the
             await publisher._writing
         writing.end()
         assert screen(await watched(reader, "job")) == ""
+
+
+async def test_a_piece_that_found_no_room_leaves_a_hole_that_its_readers_see(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "MAX_WAITING", 6)
+    async with open_(place) as (publisher, reader):
+        writing = stream(publisher, "job")
+        writing.begin()
+        writing.text("abcd")
+        writing.text("MISSING")
+        writing.text("ef")
+        writing.end()
+        assert screen(await watched(reader, "job")) == ""
+
+
+async def test_what_somebody_else_wrote_there_stops_no_reader(place: Place) -> None:
+    async with open_(place) as (publisher, reader):
+        await publisher._redis.xadd(key(place.prefix, "job"), {"kind": "nothing of ours"})
+        watching = asyncio.create_task(watched(reader, "job"))
+        writing = stream(publisher, "job")
+        writing.begin()
+        writing.text("text")
+        writing.end()
+        assert screen(await watching) == "text"
 
 
 async def test_a_stream_runs_out(place: Place) -> None:

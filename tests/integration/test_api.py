@@ -182,6 +182,9 @@ def test_a_batch_is_watched_to_its_end_and_its_results_are_lines(here):
     assert all(later != earlier for earlier, later in itertools.pairwise(shapes))
     assert shapes[-1] == here.two.get(f"/batches/{batch}")
     assert shapes[-1] == here.stack.json("status", batch, inside=True, code=None)
+    for path in ("", "/stream"):
+        here.one.get(f"/jobs/{batch}{path}", 404)
+    here.one.post(f"/jobs/{batch}/cancel", status=404)
     lines = here.two.request("GET", f"/batches/{batch}/results").text.splitlines()
     assert [json.loads(line)["document_id"] for line in lines] == ids
     assert here.one.post(f"/batches/{batch}/retry", {"failed_only": True}) == {"jobs": 1}

@@ -28,6 +28,7 @@ def written(claims: list[list[list[str]]]) -> list[tuple[Entry, str]]:
             for piece in pieces:
                 found.append((one(len(found), Kind.TEXT, fence, offset, piece), text))
                 offset += len(piece)
+    found.append((one(len(found), Kind.END, fence, offset), text))
     return found
 
 
@@ -64,6 +65,7 @@ def test_with_pieces_missing_what_is_shown_is_a_beginning_of_that_answer(claims,
         screen = screen + event.text if isinstance(event, Piece) else screen
         screen = "" if isinstance(event, Reset) else screen
         assert answer.startswith(screen)
+    assert not sight.whole or screen == answer, "a part is never the whole"
 
 
 @given(CLAIMS, st.data())
@@ -82,13 +84,24 @@ def test_what_a_stopped_worker_still_writes_is_not_shown(claims, late):
     assert shown([*entries, *old]) == shown(entries)
 
 
-def test_the_end_is_told_whoever_says_it():
-    assert seen(Sight(fence=3), one(1, Kind.END, 2))[1] == Ended()
+@pytest.mark.parametrize(
+    ("end", "whole"),
+    [
+        (one(9, Kind.END, 1, 4), True),
+        (one(9, Kind.END, 1, 5), False),  # a piece before it could not be written
+        (one(9, Kind.END, 2, 4), False),  # of a later claim, which was answered from what is stored
+        (one(9, Kind.END, 2, 0), False),
+    ],
+)
+def test_an_end_makes_whole_only_what_was_shown_to_the_last_letter(end, whole):
+    sight, event = seen(Sight(fence=1, heard=4), end)
+    assert event == Ended()
+    assert sight.whole == whole
 
 
-def test_an_end_changes_nothing_of_what_is_shown():
-    sight = Sight(fence=1, heard=5)
-    assert seen(sight, one(1, Kind.END, 1))[0] == sight
+def test_the_end_of_an_older_claim_is_nobodys():
+    sight = Sight(fence=3, heard=5)
+    assert seen(sight, one(1, Kind.END, 2, 5)) == (sight, None)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def owned(target: str, caller: TheCaller) -> str:
 
 
 def _owned_job(job_id: str, caller: TheCaller) -> str:
-    return owned(job_id, caller)
+    if watching.tenant_of_job(job_id) != caller.tenant:
+        raise UnknownJob(f"no job has the id {job_id!r}")
+    return job_id
 
 
 def _owned_batch(batch_id: str, caller: TheCaller) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -35,9 +36,10 @@ def submit(
     """All of its jobs have their rows before the answer, or none has."""
     if (new.document_ids is not None) == new.all:
         raise UsageError("name document_ids, or say all: one of both")
-    ids = new.document_ids or client.document_ids(caller.tenant)
     most = resources.settings.api.max_batch
-    if new.document_ids is not None and len(new.document_ids) > most:
+    wanted = new.document_ids or client.document_ids(caller.tenant)
+    ids = list(itertools.islice(wanted, most + 1))
+    if len(ids) > most:
         raise RefusedError(413, "TooLarge", f"a request may submit {most:,} documents")
     if new.batch_id is not None and watching.tenant_of(new.batch_id) is not None:
         raise BatchExists("there is a batch or a job of this id already")

@@ -58,8 +58,7 @@ def own_options(given: dict[str, Any]) -> dict[str, Any]:
 )
 def get(job_id: OwnJob) -> schemas.Result:
     """`output` is there once its state is `completed`, `error` once it is `failed`."""
-    (found,) = client.results(batch_id=job_id)
-    return schemas.Result.model_validate(result_json(found))
+    return schemas.Result.model_validate(result_json(client.job(job_id)))
 
 
 @router.post(
