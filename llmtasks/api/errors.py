@@ -9,7 +9,9 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from llmtasks import errors, logs
 from llmtasks.api.sse import ClientLeftError
@@ -18,6 +20,16 @@ _log = logs.get("api")
 
 #: Seconds after which what is away may be back.
 AGAIN_S: Final = 5
+#: Faults of a request that are told, and characters of each name in them.
+_SHOWN: Final = 5
+_MOST: Final = 60
+#: What pydantic says too much in its own words.
+_WORDS: Final = {
+    "string_pattern_mismatch": "has a character that is not allowed here",
+    "string_unicode": "is no text: it has half a surrogate pair",
+    "extra_forbidden": "is not known here",
+    "missing": "is required",
+}
 
 #: The first class of an error's that is listed says its status.
 STATUS: Final[Mapping[type[Exception], int]] = {
@@ -42,14 +54,17 @@ STATUS: Final[Mapping[type[Exception], int]] = {
 }
 
 
-class RefusedError(Exception):
-    """A request that is answered with this status, and goes no further."""
+class RefusedError(HTTPException):
+    """A request that is answered with this status, and goes no further.
+
+    It is of FastAPI's kind, who takes every other for bad JSON where it reads a body.
+    """
 
     def __init__(
         self, status: int, name: str, message: str, headers: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(message)
-        self.status, self.name, self.headers = status, name, headers
+        super().__init__(status, message, dict(headers or {}))
+        self.name = name
 
 
 def answer(
@@ -58,6 +73,11 @@ def answer(
     """An error in the one shape."""
     body = {"error": {"type": name, "message": message}}
     return JSONResponse(body, status, headers=dict(headers or {}))
+
+
+def refusal(error: RefusedError) -> JSONResponse:
+    """The answer to a refused request."""
+    return answer(error.status_code, error.name, error.detail, error.headers)
 
 
 def status_of(error: errors.LLMTasksError) -> int:
@@ -82,6 +102,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientLeftError, _left)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _defect)
 
 
@@ -90,22 +111,55 @@ async def _typed(_request: Request, error: Any) -> Response:
 
 
 async def _refused(_request: Request, error: Any) -> Response:
-    return answer(error.status, error.name, str(error), error.headers)
+    return refusal(error)
 
 
-async def _invalid(_request: Request, error: Any) -> Response:
+async def _invalid(request: Request, error: Any) -> Response:
     """Where it is wrong and what is allowed, without what was sent."""
-    faults = [
-        f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-        for fault in error.errors()[:5]
-    ]
-    return answer(422, "InvalidRequest", "; ".join(faults))
+    faults = error.errors()[:_SHOWN]
+    if faults[0]["loc"] == ("body",) and not _is_json(request):
+        wanted = "send the body as JSON, with the header Content-Type: application/json"
+        return answer(415, "UnsupportedMediaType", wanted)
+    return answer(422, "InvalidRequest", "; ".join(_fault(fault) for fault in faults))
 
 
-async def _http(_request: Request, error: Any) -> Response:
-    names = {404: "NotFound", 405: "MethodNotAllowed", 400: "BadRequest"}
-    name = names.get(error.status_code, "HTTPError")
-    return answer(error.status_code, name, str(error.detail), error.headers)
+def _fault(fault: Mapping[str, Any]) -> str:
+    """`options.x: what is wrong with it`. Names in it may be the client's own, of any length."""
+    where, *path = fault["loc"]
+    at = ".".join(str(part)[:_MOST] for part in path) or where
+    if fault["type"] == "json_invalid":
+        return f"the body is no JSON: {fault['ctx']['error']} at character {path[0]}"
+    return f"{at}: {_WORDS.get(fault['type'], fault['msg'])}"
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
+
+
+async def _http(request: Request, error: Any) -> Response:
+    match error.status_code:
+        case 404:
+            return answer(404, "NotFound", "nothing is at this path; /docs lists what there is")
+        case 405:
+            allowed = ", ".join(_allowed(request))
+            message = f"here the method is one of: {allowed}"
+            return answer(405, "MethodNotAllowed", message, {"Allow": allowed})
+        case 400:
+            message = "the body cannot be read as JSON in UTF-8; it may also be nested too deeply"
+            return answer(400, "BadRequest", message)
+    return answer(error.status_code, "HTTPError", str(error.detail), error.headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of a path: of all of its routes, where Starlette tells those of the first one."""
+    methods = ("GET", "HEAD", "POST", "PUT")
+    return [one for one in methods if _has(request, one)]
+
+
+def _has(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 async def _left(_request: Request, _error: Any) -> Response:

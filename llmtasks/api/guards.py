@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import contextlib
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmtasks.api.errors import answer
+from llmtasks.api.errors import RefusedError, answer, refusal
 from llmtasks.settings import LOOPBACK
 
-
-class _TooLargeError(Exception):
-    """More came than may."""
+#: Seconds between two pieces of a body.
+BODY_S: Final = 30.0
+#: Seconds in which a body that is refused is let come, and dropped: who still sends when the connection is
+#: closed is reset, and does not read why.
+_DROP_S: Final = 2.0
+_CLOSE: Final = {"Connection": "close"}  # what is left of the body is not read
 
 
 class BodyLimit:
-    """Ends a request whose body grows beyond so many bytes, whatever it says of itself."""
+    """Ends a request whose body grows beyond so many bytes, whatever it says of itself, or does not go on."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
@@ -30,16 +35,26 @@ class BodyLimit:
             return
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdigit() and int(length) > self._most:
-            await self._refuse(scope, receive, send)
+            await _dropped(receive)
+            await refusal(self._too_large())(scope, receive, send)
             return
-        began, came = False, 0
+        began, whole, came = False, False, 0
 
         async def counted() -> Message:
-            nonlocal came
-            message = await receive()
+            nonlocal came, whole
+            if whole or began:  # what is awaited now is that the client leaves
+                return await receive()
+            try:
+                async with asyncio.timeout(BODY_S):
+                    message = await receive()
+            except TimeoutError:
+                why = f"nothing of the body came for {BODY_S:.0f} s"
+                raise RefusedError(408, "Timeout", why, _CLOSE) from None
             came += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if came > self._most:
-                raise _TooLargeError
+                await _dropped(receive)
+                raise self._too_large()
             return message
 
         async def noted(message: Message) -> None:
@@ -47,16 +62,17 @@ class BodyLimit:
             began = True
             await send(message)
 
-        try:
-            await self._app(scope, counted, noted)
-        except _TooLargeError:
-            if not began:
-                await self._refuse(scope, receive, send)
+        await self._app(scope, counted, noted)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = f"a request may have {self._most:,} bytes"
-        refused = answer(413, "TooLarge", message, {"Connection": "close"})
-        await refused(scope, receive, send)
+    def _too_large(self) -> RefusedError:
+        return RefusedError(413, "TooLarge", f"a request may have {self._most:,} bytes", _CLOSE)
+
+
+async def _dropped(receive: Receive) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DROP_S):
+            while (await receive()).get("more_body"):
+                pass
 
 
 class SameSite:

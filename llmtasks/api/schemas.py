@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from llmtasks.jobs import MAX_PRIORITY
 from llmtasks.store.names import MAX_DOCUMENT_ID, MAX_ID
@@ -16,7 +16,17 @@ _NO_NUL = r"^[^\x00]*$"
 DocumentId = Annotated[
     str, StringConstraints(min_length=1, max_length=MAX_DOCUMENT_ID, pattern=_NO_NUL)
 ]
-Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID, pattern=_NO_NUL)]
+#: Of a batch that is to be: one with a slash could not be asked for afterwards.
+NewId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00/]*$")]
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of numbers: 3.0 is 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Text = Annotated[str, StringConstraints(pattern=_NO_NUL)]
 
 
 class Body(BaseModel):
@@ -68,7 +78,7 @@ class _Submission(Body):
     options: dict[str, Any] = Field(
         default_factory=dict, description="The task type's own.", examples=[{"max_words": 60}]
     )
-    priority: int = Field(0, ge=0, le=MAX_PRIORITY, description="9 goes first.")
+    priority: Whole = Field(0, ge=0, le=MAX_PRIORITY, description="9 goes first.")
     fresh: bool = Field(default=False, description="Ask again, although the answer is stored.")
     stream: bool = Field(
         default=False, description="Answers can be watched while they are written."
@@ -98,7 +108,7 @@ class NewBatch(_Submission):
 
     document_ids: list[DocumentId] | None = Field(None, min_length=1, examples=[["doc-1", "doc-2"]])
     all: bool = Field(default=False, description="Of all stored documents.")
-    batch_id: Id | None = Field(
+    batch_id: NewId | None = Field(
         None, description="Default: a new one. A second batch of the same id is refused (409)."
     )
 
@@ -187,7 +197,7 @@ class Turn(Body):
     """What one side said."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Text
 
 
 class Chat(Body):
@@ -197,9 +207,9 @@ class Chat(Body):
         min_length=1, max_length=1_000, examples=[[{"role": "user", "content": "Say hello."}]]
     )
     model: str | None = Field(None, description="A provider's name or model. Default: any.")
-    max_output_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    max_output_tokens: Whole | None = Field(None, ge=1, le=1_000_000)
     temperature: float = Field(0.0, ge=0, le=2)
-    priority: int = Field(MAX_PRIORITY, ge=0, le=MAX_PRIORITY, description="9 goes first.")
+    priority: Whole = Field(MAX_PRIORITY, ge=0, le=MAX_PRIORITY, description="9 goes first.")
 
 
 class TaskTypeName(BaseModel):
@@ -227,3 +237,15 @@ class Ready(BaseModel):
 
     database: str
     redis: str
+
+
+#: A server-sent event. What its `data` is goes by the stream and the event's kind.
+EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["message", "end", "result", "reset", "error"]},
+        "data": {"type": "string", "description": "JSON, or `[DONE]`."},
+    },
+    "required": ["data"],
+}

@@ -29,7 +29,7 @@ def serve(host: str | None, port: int | None) -> None:
     once, requests and chats under way have `[api] drain_s` seconds.
     """
     settings = _with(current(), host, port)
-    create_app, stop_streams, uvicorn = _installed()
+    create_app, stop_streams, uvicorn, protocol = _installed()
     logs.configure(settings.log.level)
     ready = checks.ready(settings)
     from llmtasks.store.process import database
@@ -52,6 +52,7 @@ def serve(host: str | None, port: int | None) -> None:
 
         config = uvicorn.Config(
             app,
+            http=protocol,
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -81,16 +82,17 @@ def _with(settings: Settings, host: str | None, port: int | None) -> Settings:
     return msgspec.structs.replace(settings, api=api)
 
 
-def _installed() -> tuple[Any, Any, Any]:
+def _installed() -> tuple[Any, Any, Any, Any]:
     try:
         import uvicorn
 
         from llmtasks.api.app import create_app, stop_streams
+        from llmtasks.api.protocol import HTTP
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"llmtasks serve: {error.name} is not installed; pip install 'llmtasks[api]'"
         ) from None
-    return create_app, stop_streams, uvicorn
+    return create_app, stop_streams, uvicorn, HTTP
 
 
 @contextlib.contextmanager

@@ -114,7 +114,10 @@ def parse_options(task_type: str, options: Mapping[str, Any]) -> Options:
         InvalidOption: names the option and what is allowed.
     """
     struct: type[Options] = get(task_type).options
-    given = {str(key): _normalised(value) for key, value in options.items()}
+    try:
+        given = {str(key): _normalised(value) for key, value in options.items()}
+    except RecursionError:
+        raise InvalidOption(f"{task_type}: an option is nested too deeply") from None
     for unknown in given.keys() - set(struct.__struct_fields__):
         near = difflib.get_close_matches(unknown, struct.__struct_fields__, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."

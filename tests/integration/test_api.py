@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import json
 import signal
+import socket
 import uuid
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -405,6 +407,107 @@ def test_a_body_that_is_too_large_is_refused_also_when_it_does_not_say_so(here):
     chunked = here.one.request("PUT", "/documents/big", content=(b"x" * 1_000 for _ in range(200)))
     assert (whole.status_code, chunked.status_code) == (413, 413)
     here.one.get("/documents/big", 404)
+
+
+def test_a_body_of_json_that_is_too_large_is_said_to_be_so_when_it_comes_in_pieces(here):
+    headers = {"content-type": "application/json"}
+    pieces = (b" " * 1_000 for _ in range(200))
+    answer = here.one.request("POST", "/jobs", content=pieces, headers=headers)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["type"] == "TooLarge"
+
+
+JOB = b'{"document_id": "d", "task_type": "summarize", "options": %s}'
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "words"),
+    [
+        (JOB % b"{}", {"content-type": "text/plain"}, 415, "Content-Type: application/json"),
+        (JOB % (b"[" * 50_000), {}, 400, "nested too deeply"),
+        (JOB % (b'{"style": %s}' % (b"[" * 900 + b"]" * 900)), {}, 422, "nested too deeply"),
+        (b'{"task_type": "\xff"}', {}, 400, "UTF-8"),
+        (b'{"task_type": ', {}, 422, "no JSON"),
+        (JOB % b'{"max_words": NaN}', {}, 422, "max_words"),
+        (b'{"' + b"x" * 10_000 + b'": 1}', {}, 422, "document_id: is required"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_told_what_is_wrong_with_it(
+    here, body, headers, status, words
+):
+    headers = {"content-type": "application/json", **headers}
+    answer = here.one.request("POST", "/jobs", content=body, headers=headers)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+    assert len(answer.text) < 500
+
+
+def test_half_a_surrogate_pair_in_a_chat_is_the_clients_fault_and_asks_nobody(here):
+    chat = json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}).encode()
+    headers = {"content-type": "application/json"}
+    refused = here.one.ask("POST", "/chat/stream", 422, content=chat, headers=headers)
+    assert "half a surrogate pair" in refused["error"]["message"]
+    assert here.sim.stats()["requests"] == 0
+
+
+def test_what_was_added_can_be_asked_for_whatever_its_id(here):
+    name = f"two\nlines/{uuid.uuid4().hex}"
+    here.one.post("/documents", {"documents": [{"id": name, "text": TEXT}]})
+    assert here.one.get(f"/documents/{quote(name)}")["document_id"] == name
+    batch = {"document_ids": [name], "task_type": "summarize", "batch_id": "with/slash"}
+    assert here.one.post("/batches", batch, 422)["error"]["type"] == "InvalidRequest"
+
+
+def test_a_whole_number_may_have_a_point(here):
+    assert here.one.post(
+        "/jobs", {"document_id": "d", "task_type": "summarize", "priority": 3.0}, 202
+    )
+
+
+def test_a_wrong_method_is_told_all_the_right_ones(here):
+    refused = here.one.request("DELETE", "/documents")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")
+    assert here.one.request("HEAD", "/health").status_code == 200
+
+
+@contextlib.contextmanager
+def connected(served: Served, sent: bytes) -> Iterator[socket.socket]:
+    url = httpx2.URL(served.url)
+    with socket.create_connection((url.host, url.port), timeout=90.0) as connection:
+        connection.sendall(sent)
+        yield connection
+
+
+def test_what_is_no_http_is_told_so_in_the_one_shape(here):
+    with connected(here.one, b"\x00\x01 hello\r\n\r\n") as connection:
+        said = b"".join(iter(lambda: connection.recv(4_096), b""))
+    assert said.startswith(b"HTTP/1.1 400")
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["type"] == "BadRequest"
+
+
+def test_a_client_who_leaves_within_its_request_is_no_fault_of_the_servers(here):
+    head = (
+        b"POST /jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 9\r\n\r\n{"
+    )
+    before = here.one.process.output().count("request-failed")
+    for _ in range(3):
+        with connected(here.one, head % ACME.encode()) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+    here.one.get("/documents")
+    assert here.one.process.output().count("request-failed") == before
+
+
+@pytest.mark.chaos
+def test_who_sends_half_a_request_or_reads_nothing_is_not_waited_for(here):
+    auth = b"Host: x\r\nAuthorization: Bearer %s\r\n" % ACME.encode()
+    with (
+        connected(here.one, b"GET /health HTTP/1.1\r\nHo") as head,
+        connected(
+            here.one, b"PUT /documents/half HTTP/1.1\r\n%sContent-Length: 9\r\n\r\nx" % auth
+        ) as body,
+    ):
+        assert head.recv(4_096) == b""
+        assert body.recv(4_096).startswith(b"HTTP/1.1 408")
 
 
 def test_pages_of_other_sites_are_refused(here):

@@ -19,7 +19,9 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
         400: "The request cannot be read.",
         401: "A token is needed.",
         403: "Not for this caller.",
+        408: "The body did not go on.",
         413: "Larger than may be.",
+        415: "The body is not said to be JSON.",
         422: "Something in the request is not allowed; the message says what.",
         503: "Something does not answer now; `Retry-After` says when to come back.",
     }.items()

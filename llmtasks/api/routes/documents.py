@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 
 from llmtasks import client, incoming, watching
@@ -17,6 +18,20 @@ from llmtasks.errors import InvalidDocument
 from llmtasks.incoming import FileDocument
 from llmtasks.settings import current
 
+
+class _Any(Convertor[str]):
+    """The rest of a path, whatever is in it: an id may have slashes and line breaks."""
+
+    regex = r"(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _Any())
 router = APIRouter(tags=["documents"], responses=REFUSALS)
 
 _UPLOAD = {
@@ -53,7 +68,7 @@ def _read(one: schemas.NewDocument, tenant: str, converters: Pool) -> FileDocume
 
 
 @router.put(
-    "/documents/{document_id:path}",
+    "/documents/{document_id:any}",
     operation_id="putDocument",
     summary="Store a file",
     openapi_extra=_UPLOAD,
@@ -83,7 +98,7 @@ def list_(
 
 
 @router.get(
-    "/documents/{document_id:path}",
+    "/documents/{document_id:any}",
     operation_id="getDocument",
     summary="A document with its newest text",
     responses=NOT_FOUND,

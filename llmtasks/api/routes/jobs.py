@@ -22,7 +22,8 @@ router = APIRouter(tags=["jobs"], responses=REFUSALS)
 #: Seconds for which a stream's own failure is still told by a status.
 FIRST_S = 10.0
 EVENTS: dict[str, Any] = {
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    # `schema` is of each event, as readers of OpenAPI before 3.2 take it.
+    "content": {"text/event-stream": {"schema": schemas.EVENT}},
     "description": "Server-sent events; the last one of a stream that came to its end is `[DONE]`.",
 }
 

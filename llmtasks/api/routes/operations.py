@@ -19,12 +19,14 @@ from llmtasks.standings import standing_json, standings
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", operation_id="health", summary="The server is there")
 async def health() -> schemas.Health:
     """Whatever else is away."""
     return schemas.Health(status="ok")
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",
     operation_id="ready",
