@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from llmtasks import __version__
 from llmtasks.api import errors
+from llmtasks.api.callers import TokenWanted
 from llmtasks.api.guards import BodyLimit, SameSite
 from llmtasks.api.resources import Resources, opened
 from llmtasks.api.routes import batches, chat, documents, jobs, operations
@@ -30,12 +31,21 @@ def create_app(settings: Settings, keys: Mapping[str, str | None]) -> FastAPI:
             app.state.resources = resources
             yield
 
-    app = FastAPI(title="llmtasks", version=__version__, description=_ABOUT, lifespan=lifespan)
+    app = FastAPI(
+        title="llmtasks",
+        version=__version__,
+        description=_ABOUT,
+        lifespan=lifespan,
+        docs_url=None,  # its pages would load scripts from a stranger's server
+        redoc_url=None,
+    )
     app.state.settings = settings
     errors.install(app)
     for module in (documents, jobs, batches, chat, operations):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, most=settings.api.max_body_bytes)
+    if settings.api.tokens:
+        app.add_middleware(TokenWanted, tokens=settings.api.tokens)
     app.add_middleware(SameSite, loopback_only=not settings.api.tokens)
     return app
 

@@ -7,17 +7,23 @@ import binascii
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmtasks.api.errors import RefusedError
+from llmtasks.api.errors import RefusedError, answer
 from llmtasks.settings import Settings
 
 _BEARER = HTTPBearer(
     auto_error=False, description="A token of `[api] tokens`; it says whose documents these are."
 )
+
+
+#: For everybody, or for the operator, who has a password of another kind.
+_OPEN: Final = frozenset({"/health", "/ready", "/openapi.json", "/metrics", "/metrics/targets"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +57,34 @@ def caller(
         return Caller("default")
     tenant = None if given is None else tenant_of(given.credentials, settings.api.tokens)
     if tenant is None:
-        raise RefusedError(
-            401,
-            "Unauthorized",
-            "a token is needed: Authorization: Bearer TOKEN",
-            {"WWW-Authenticate": "Bearer"},
-        )
+        raise unauthorized()
     return Caller(tenant)
+
+
+class TokenWanted:
+    """Sends strangers away before anything of theirs is read. Who a caller is, `caller` finds."""
+
+    def __init__(self, app: ASGIApp, tokens: Sequence[str]) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on whoever has a token, and what is for everybody."""
+        if scope["type"] == "http" and scope["path"] not in _OPEN:
+            scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or tenant_of(token.strip(), self._tokens) is None:
+                refused = unauthorized()
+                await answer(refused.status_code, refused.name, refused.detail, refused.headers)(
+                    scope, receive, send
+                )
+                return
+        await self._app(scope, receive, send)
+
+
+def unauthorized() -> RefusedError:
+    """That a token is wanted."""
+    wanted = "a token is needed: Authorization: Bearer TOKEN"
+    return RefusedError(401, "Unauthorized", wanted, {"WWW-Authenticate": "Bearer"})
 
 
 def operator(request: Request) -> None:

@@ -140,7 +140,9 @@ def _is_json(request: Request) -> bool:
 async def _http(request: Request, error: Any) -> Response:
     match error.status_code:
         case 404:
-            return answer(404, "NotFound", "nothing is at this path; /docs lists what there is")
+            return answer(
+                404, "NotFound", "nothing is at this path; /openapi.json lists what there is"
+            )
         case 405:
             allowed = ", ".join(_allowed(request))
             message = f"here the method is one of: {allowed}"

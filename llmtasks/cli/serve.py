@@ -23,7 +23,7 @@ _log = logs.get("api")
 @click.option("--host", help="The address to listen on; default from the settings: loopback.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Default from the settings: 8000.")
 def serve(host: str | None, port: int | None) -> None:
-    """Serve the HTTP API in the foreground; its pages are at /docs.
+    """Serve the HTTP API in the foreground, described by /openapi.json.
 
     Any number of servers may run beside each other. SIGTERM (or Ctrl-C) ends it: event streams end at
     once, requests and chats under way have `[api] drain_s` seconds.

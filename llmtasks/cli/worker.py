@@ -26,14 +26,12 @@ def worker(concurrency: int | None, queues: str | None, name: str | None) -> Non
     another one takes its jobs.
     """
     chosen = _queues(queues)
-    from celery.exceptions import CPendingDeprecationWarning
-
     from workers.app import app
 
     # Celery warns root of pickles in messages; here messages are JSON and nothing else is accepted.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser")
     # It says at each lost connection how a coming version of it will treat running tasks; here rows decide.
-    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+    warnings.filterwarnings("ignore", category=PendingDeprecationWarning)
     app.worker_main(
         [
             "--quiet",  # no banner: our own lines say what runs

@@ -163,7 +163,7 @@ def test_a_document_that_cannot_be_stored_keeps_no_other_from_it(here):
     put = here.one.ask(
         "PUT", f"/documents/{name}", content=b"<html><body><h1>Hi</h1></body></html>"
     )
-    assert put["document_id"] == name
+    assert (put["document_id"], put["status"]) == (name, "updated")
     assert here.one.get(f"/documents/{name}")["text"] == "# Hi"
     assert here.one.ask("PUT", "/documents/empty", 422, content=b"")["error"]["type"]
 

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from llmtasks import client, incoming, watching
 from llmtasks.api import schemas
 from llmtasks.api.callers import TheCaller
-from llmtasks.api.routes import NOT_FOUND, REFUSALS
-from llmtasks.documents import Pool, pool, read_one
+from llmtasks.api.resources import Resources
+from llmtasks.api.routes import NOT_FOUND, REFUSALS, TheResources
+from llmtasks.documents import read_one
 from llmtasks.errors import InvalidDocument
 from llmtasks.incoming import FileDocument
-from llmtasks.settings import current
 
 
 class _Any(Convertor[str]):
@@ -44,27 +44,37 @@ _UPLOAD = {
 
 
 @router.post("/documents", operation_id="addDocuments", summary="Store texts")
-def add(new: schemas.NewDocuments, caller: TheCaller) -> list[schemas.Added]:
+def add(
+    new: schemas.NewDocuments, caller: TheCaller, resources: TheResources
+) -> list[schemas.Added]:
     """One element for each, in their order. A text that cannot be stored is an `error` among them, and keeps
     no other from being stored. Another text under a known id replaces it for jobs submitted from then on.
     """
-    with pool(1) as converters:
-        read = [_read(one, caller.tenant, converters) for one in new.documents]
+    read = [_tried(one, caller.tenant, resources) for one in new.documents]
     stored = iter(client.add_documents([one for one in read if isinstance(one, FileDocument)]))
-    return [
-        schemas.Added(document_id=one.document_id, status=next(stored))  # type: ignore[arg-type]  # its words
-        if isinstance(one, FileDocument)
-        else one
-        for one in read
-    ]
+    return [_added(one, next(stored)) if isinstance(one, FileDocument) else one for one in read]
 
 
-def _read(one: schemas.NewDocument, tenant: str, converters: Pool) -> FileDocument | schemas.Added:
+def _tried(
+    one: schemas.NewDocument, tenant: str, resources: Resources
+) -> FileDocument | schemas.Added:
     try:
-        text = read_one(one.text, current().documents.max_bytes, converters)
-        return incoming.document(text, document_id=one.id, tenant=tenant)
+        return _read(one.text, one.id, tenant, resources)
     except InvalidDocument as error:
         return schemas.Added(document_id=one.id, status="error", error=str(error))
+
+
+def _read(
+    source: str | bytes, document_id: str | None, tenant: str, resources: Resources
+) -> FileDocument:
+    """The document in a text or a file. Its converters are the server's: no more than it has cores."""
+    most = resources.settings.documents.max_bytes
+    text = read_one(source, most, resources.converters)
+    return incoming.document(text, document_id=document_id, tenant=tenant)
+
+
+def _added(one: FileDocument, status: str) -> schemas.Added:
+    return schemas.Added.model_validate({"document_id": one.document_id, "status": status})
 
 
 @router.put(
@@ -74,14 +84,22 @@ def _read(one: schemas.NewDocument, tenant: str, converters: Pool) -> FileDocume
     openapi_extra=_UPLOAD,
 )
 async def put(
-    document_id: schemas.DocumentId, request: Request, caller: TheCaller
+    document_id: schemas.DocumentId, request: Request, caller: TheCaller, resources: TheResources
 ) -> schemas.Added:
     """The body is the file; PDF, Word, EPUB and HTML become text."""
     body = await request.body()
     if not body:
         raise InvalidDocument(f"{document_id}: the body is empty; it has to be the file")
-    await run_in_threadpool(client.add_document, body, document_id, caller.tenant)
-    return schemas.Added(document_id=document_id, status="added")
+
+    def store() -> schemas.Added:
+        try:
+            read = _read(body, document_id, caller.tenant, resources)
+        except InvalidDocument as error:
+            raise InvalidDocument(f"{document_id}: {error}") from None
+        (status,) = client.add_documents([read])
+        return _added(read, status)
+
+    return await run_in_threadpool(store)
 
 
 @router.get("/documents", operation_id="listDocuments", summary="Ids of stored documents")
