@@ -89,8 +89,8 @@ def test_one_process_holds_all_the_calls_it_may_and_loses_no_event(
 ):
     """Its slots and its calls are as many; what occupies them is the provider's own count.
 
-    A thousand calls of 30 s are 33 jobs a second, of 20 s 50: more than one process does that shares two
-    slow cores with its provider.
+    A thousand calls of 30 s are 33 jobs a second, of 20 s 50, of one process that shares two cores with its
+    provider.
     """
     stack = make_stack(
         providers=[provider(sim.openai_url)], settings={"worker": {"max_calls": calls}}

@@ -95,3 +95,14 @@ def test_flower_shows_how_each_job_stands_and_shows_no_options_that_may_be_texts
     )
     assert LONG not in flower.get("/api/tasks")
     assert worker.running
+
+
+def test_flower_shows_how_far_a_job_is_and_afterwards_only_what_it_gave(stack, sim):
+    flower = Flower(stack)
+    stack.worker(concurrency=2)
+    sim.faults(kind="length", next=1)
+    sim.latency(2.0)
+    send(stack, "long", target_language="es")
+    far = flower.shows("long", "PROGRESS")
+    assert far["result"] == "translate: answer cut, asking once more with more room"
+    assert flower.shows("long", "SUCCESS")["result"].startswith("model-sim: ")

@@ -358,6 +358,16 @@ def test_a_call_that_breaks_before_its_first_token_is_asked_again(here, fault):
     assert here.sim.stats()["requests"] == 2
 
 
+def test_a_call_that_breaks_before_its_first_token_is_asked_elsewhere(make_stack, sim):
+    stack = make_stack(providers=[provider(sim.openai_url, name) for name in ("broken", "well")])
+    sim.faults(kind="500", model="model-broken")
+    server = serve(stack)
+    for _ in range(4):
+        events = server.all_events("POST", "/chat/stream", json=CHAT)
+        assert ended(events)
+        assert events[-2].data["provider"] == "well"
+
+
 def test_a_stream_without_a_finish_is_an_error_and_never_an_end(here):
     here.sim.faults(kind="cut_stream", next=1)
     events = here.one.all_events("POST", "/chat/stream", json=CHAT)
