@@ -330,7 +330,7 @@ def _guarded(app: WSGIApplication, login: tuple[str, str] | None) -> WSGIApplica
     wanted = ":".join(login).encode()
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if hmac.compare_digest(_credentials(environ.get("HTTP_AUTHORIZATION", "")), wanted):
+        if hmac.compare_digest(credentials(environ.get("HTTP_AUTHORIZATION", "")), wanted):
             return app(environ, start_response)
         start_response("401 Unauthorized", [("WWW-Authenticate", 'Basic realm="metrics"')])
         return [b""]
@@ -338,7 +338,7 @@ def _guarded(app: WSGIApplication, login: tuple[str, str] | None) -> WSGIApplica
     return answer
 
 
-def _credentials(header: str) -> bytes:
+def credentials(header: str) -> bytes:
     """`user:password` of an Authorization header; nothing where it holds none."""
     scheme, _, value = header.partition(" ")
     if scheme.lower() != "basic":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llmtasks import metrics
 from llmtasks.api.errors import RefusedError, answer
 from llmtasks.settings import Settings
 
@@ -99,23 +98,15 @@ def operator(request: Request) -> None:
             raise RefusedError(403, "Forbidden", "set [metrics] password to read metrics here")
         return
     wanted = f"{settings.metrics.user}:{settings.metrics.password}".encode()
-    if not hmac.compare_digest(_basic(request.headers.get("authorization", "")), wanted):
+    if not hmac.compare_digest(
+        metrics.credentials(request.headers.get("authorization", "")), wanted
+    ):
         raise RefusedError(
             401,
             "Unauthorized",
             "user and password of [metrics] are needed",
             {"WWW-Authenticate": 'Basic realm="metrics"'},
         )
-
-
-def _basic(header: str) -> bytes:
-    scheme, _, value = header.partition(" ")
-    if scheme.lower() != "basic":
-        return b""
-    try:
-        return base64.b64decode(value.strip(), validate=True)
-    except (binascii.Error, ValueError):
-        return b""
 
 
 TheCaller = Annotated[Caller, Depends(caller)]
