@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -54,6 +55,7 @@ class ModelServer:
         self.arrived = asyncio.Event()  # a request was read
         self.client_left = asyncio.Event()  # the client closed a connection that waited for more
         self.connections = 0
+        self.open: set[asyncio.StreamWriter] = set()
         self._replies: deque[Reply] = deque([Reply()])
 
     def script(self, *replies: Reply) -> None:
@@ -61,6 +63,7 @@ class ModelServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open.add(writer)
         try:
             while (request := await _read(reader)) is not None:
                 self.received.append(request)
@@ -71,6 +74,7 @@ class ModelServer:
         except ConnectionError:
             self.client_left.set()
         finally:
+            self.open.discard(writer)
             writer.close()
 
     async def _answer(
@@ -109,8 +113,15 @@ async def model_server() -> AsyncIterator[ModelServer]:
     listening = socket.create_server(("127.0.0.1", 0))
     server = ModelServer(listening.getsockname()[1])
     running = await asyncio.start_server(server.serve, sock=listening)
-    async with running:
+    try:
         yield server
+    finally:
+        running.close()
+        # What the client keeps open would be left to the collector.
+        for writer in list(server.open):
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 def free_port() -> int:

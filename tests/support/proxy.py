@@ -141,11 +141,13 @@ class Proxy:
         async def end() -> None:
             if self._server is not None:
                 self._server.close()
+            await asyncio.sleep(0)  # who was accepted a moment ago has a task from now on
             for link in list(self._links):
                 link.reset()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # transports close in the turn after
 
         if not self._loop.is_closed():
             self._do(end())
@@ -169,9 +171,11 @@ class Proxy:
         task.add_done_callback(self._tasks.discard)
         try:
             back, on = await asyncio.open_connection("127.0.0.1", self._target_port)
-        except OSError:
+        except BaseException as error:
             writer.transport.abort()
-            return
+            if isinstance(error, OSError):
+                return
+            raise
         link = _Link(client=writer, server=on)
         self._links.add(link)
         try:
