@@ -37,6 +37,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FOREGROUND = {
     "llmtasks up": "llmtasks submit",
     "llmtasks worker --concurrency 32": "worker-ready",
+    "llmtasks serve": "serving on",
     "honcho start": "worker-ready",
 }
 #: No engine is here to ask.
@@ -59,7 +60,7 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        return [line for line in self.text.splitlines() if line.strip()]
+        return [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def blocks() -> Iterator[Block]:
@@ -78,7 +79,7 @@ class Reader(User):
     def __init__(self, environment: Environment, place: Path) -> None:
         super().__init__(environment, place)
         self.environment = environment
-        self.batch = ""
+        self.batch = self.job = ""
         self.typed: list[str] = []
 
     def type(self, line: str) -> str:
@@ -101,9 +102,23 @@ class Reader(User):
             )
             assert process.running, process.output()
             return process.output()
+        if command[0] == "curl":
+            return self._asked(command)
         screen = self._on_terminal([self.batch if word == "BATCH" else word for word in command])
         if found := re.search(r"\b[0-9a-f]{32}\b", screen):
             self.batch = found[0]
+        return screen
+
+    def _asked(self, command: list[str]) -> str:
+        """What a server answers, at its port here."""
+        port = f"localhost:{self.environ['LLMTASKS_API__PORT']}"
+        known = {"localhost:8000": port, "/JOB/": f"/{self.job}/", "/BATCH/": f"/{self.batch}/"}
+        for word, meant in known.items():
+            command = [one.replace(word, meant) for one in command]
+        screen = self._on_terminal(["curl", "--silent", *command[1:]])
+        assert '"error": {' not in screen.replace('"error":{', '"error": {'), screen
+        if found := re.search(r'"job_id":"([^"]+)"', screen):
+            self.job = found[1]
         return screen
 
     def _on_terminal(self, argv: list[str]) -> str:
@@ -147,6 +162,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
             "OPENAI_BASE_URL": provider.openai_url,
             "ANTHROPIC_API_KEY": "sk-simulated",
             "LLMTASKS_METRICS__PORT": str(free_port()),
+            "LLMTASKS_API__PORT": str(free_port()),
             "LLMTASKS_FLOWER__PORT": str(free_port()),
             "PATH": f"{reader.environ['PATH']}:{Path(sys.executable).parent}",  # honcho
         }

@@ -101,7 +101,9 @@ def deployment(directory: Path) -> Path:
     shutil.copytree(ROOT / "deploy", directory / "deploy")
     example = (directory / ".env.example").read_text()
     (directory / ".env").write_text(
-        re.sub(r"^([A-Z_]+)=$", r"\1=given-\1", example, flags=re.MULTILINE)
+        re.sub(r"^([A-Z_]+)=$", r"\1=given-\1", example, flags=re.MULTILINE).replace(
+            "given-API_TOKENS", "acme:given-API_TOKENS"
+        )
     )
     return directory
 
