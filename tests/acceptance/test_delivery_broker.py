@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from urllib.parse import urlsplit
@@ -9,9 +10,11 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from celery import Celery
-from support.delivery import events, full, note, settled, slow
+from support.delivery import events, full, note, rows, settled, slow
 from support.proxy import Proxy
 from support.stack import eventually, provider
+
+from workers.maintenance import PUBLISHED_TOGETHER
 
 #: A user's store with a text that ends the process that reads it, after others have begun beside it.
 STORE = """
@@ -87,6 +90,52 @@ def test_a_message_delivered_a_hundred_times_to_four_processes_is_acknowledged_a
     assert len(stack.calls("dup")) == 1
     assert seen["task-failed"] == 0
     assert all("Traceback" not in worker.output() for worker in workers)
+
+
+class Passing:
+    """Matches the piece in which a queue's nth message, counted from now on, goes to the broker."""
+
+    def __init__(self, queue: str, nth: int) -> None:
+        # Kombu adds the priority to the queue's name.
+        self._push = re.compile(rb"LPUSH\r\n\$\d+\r\n" + re.escape(queue.encode()))
+        self._left = nth
+
+    def __call__(self, data: bytes) -> bool:
+        self._left -= len(self._push.findall(data))
+        return self._left <= 0
+
+
+@pytest.mark.parametrize(
+    "nth", [PUBLISHED_TOGETHER // 2, PUBLISHED_TOGETHER], ids=["in the middle", "at the end"]
+)
+def test_messages_sent_together_whose_fate_is_unknown_ring_again_and_nothing_is_paid_twice(
+    proxied, sim, nth
+):
+    """The broker has a part of them, or all of them, and its reply is lost with the connection."""
+    stack, proxy = proxied
+    jobs = 2 * PUBLISHED_TOGETHER
+    stack.documents(jobs)
+    worker = stack.worker(concurrency=PUBLISHED_TOGETHER)  # one feed is two messages for each slot
+    for number in range(1, 4):
+        before = pushed(stack)
+        proxy.lose_reply(Passing("llm.summarize", nth))
+        batch = stack.submit("summarize", "--all", "--fresh")
+        eventually(lambda number=number: proxy.lost == number, "a reply is lost")
+        assert stack.finished(batch)["completed"] == jobs
+        settled(stack.broker_url)
+        assert sim.stats()["answered"] == number * jobs
+        spent = {tuple(row) for row in rows(stack, "attempts", "crashes", batch_id=batch)}
+        assert spent == {(1, 0)}
+        messages = pushed(stack) - before
+        note(f"{messages} messages for {jobs} jobs")
+        assert messages > jobs, "some rang twice"
+    assert "Traceback" not in worker.output()
+
+
+def pushed(stack):
+    """Messages that the broker has ever taken."""
+    with redis.Redis.from_url(stack.broker_url) as client:
+        return client.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"]
 
 
 def test_what_is_no_message_of_ours_stops_nothing_and_is_told_with_its_reason(make_stack, sim):
