@@ -76,7 +76,7 @@ class Maintenance:
         self._deliveries = deliveries
         self._stopping = threading.Event()
         self._not_feeding = threading.Event()
-        self._steady_since = time.monotonic()
+        self._steady_since = self._beaten_at = time.monotonic()
         self._strays: set[str] = set()
         self._troubles: dict[str, str | None] = {}
         self._threads = [
@@ -117,12 +117,15 @@ class Maintenance:
                 logs.error(_log, "beat-broken", why=type(error).__name__, at=logs.place(error))
 
     def _not_steady(self) -> None:
-        """Nobody could renew anything: give the others time to, before taking from them."""
+        """Others may not have renewed anything either: give them time to, before taking from them."""
         self._steady_since = time.monotonic() + self._beat_s
 
     def beat(self) -> None:
         """Renew the lease, hear of cancelled jobs, and take over from workers whose lease passed."""
         began = time.monotonic()
+        if began - self._beaten_at > 2 * self._beat_s:
+            self._not_steady()  # others may have waited for a row that this process held as it was stopped
+        self._beaten_at = began
         if not self._loop.answers(self._beat_s):
             # Slots wait for it in vain: let the lease run out, and others take over.
             logs.error(_log, "loop-stuck", worker=self._worker_id)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from llmtasks.errors import WorkerLost
 from llmtasks.jobs import JobState
@@ -121,15 +121,14 @@ def reap(db: Database, max_crashes: int, *, to_sink: bool = False) -> Reaped:
 
     A job goes back to the queue; after `max_crashes` such losses it fails with WorkerLost, and with
     `to_sink` is to be delivered to the user's sink.
+
+    Waits for nobody: a process that was stopped within a transaction holds its rows for as long as that
+    lasts, and whoever waits for them here does not renew a lease meanwhile. A next call takes those.
     """
     requeued = failed = untold = lost_leases = 0
     for worker_id in _suspects(db):
         with db.write() as connection:
-            lease = connection.execute(
-                sa.delete(workers)
-                .where(workers.c.worker_id == worker_id, workers.c.lease_until < epoch())
-                .returning(workers.c.lease_s, workers.c.lease_until)
-            ).one_or_none()
+            lease = _end_lease(connection, worker_id)
             if lease is None and _is_there(connection, worker_id):
                 continue  # it has beaten since
             if lease is not None:
@@ -156,6 +155,18 @@ def _suspects(db: Database) -> list[str]:
         return sorted(connection.execute(late.union(orphans)).scalars())
 
 
+def _end_lease(connection: Connection, worker_id: str) -> Row[float, float] | None:
+    """Remove a lease that has run out; how long it was, and until when. None: not run out, or held."""
+    late = sa.select(workers.c.worker_id).where(
+        workers.c.worker_id == worker_id, workers.c.lease_until < epoch()
+    )
+    return connection.execute(
+        sa.delete(workers)
+        .where(workers.c.worker_id.in_(late.with_for_update(skip_locked=True)))
+        .returning(workers.c.lease_s, workers.c.lease_until)
+    ).one_or_none()
+
+
 def _is_there(connection: Connection, worker_id: str) -> bool:
     found = connection.execute(
         sa.select(workers.c.worker_id).where(workers.c.worker_id == worker_id)
@@ -165,16 +176,20 @@ def _is_there(connection: Connection, worker_id: str) -> bool:
 
 def _untell(connection: Connection, worker_id: str, since: float) -> int:
     """Have the callers of direct jobs told again that their job has ended; how many."""
-    return connection.execute(
+    ended = sa.and_(
+        jobs.c.worker_id == worker_id,
+        jobs.c.finished_at >= since,
+        FINISHED,
+        jobs.c.direct.is_(True),
+    )
+    rows = sa.select(jobs.c.seq).where(ended).order_by(jobs.c.seq)
+    told = connection.execute(
         sa.update(jobs)
-        .where(
-            jobs.c.worker_id == worker_id,
-            jobs.c.finished_at >= since,
-            FINISHED,
-            jobs.c.direct.is_(True),
-        )
+        .where(dialect.locked(rows, skip=True), ended)
         .values(sent_at=None)
-    ).rowcount
+        .returning(jobs.c.seq)
+    )
+    return len(told.all())
 
 
 def _take_jobs(connection: Connection, worker_id: str, max_crashes: int) -> dict[str, JobState]:
@@ -183,7 +198,7 @@ def _take_jobs(connection: Connection, worker_id: str, max_crashes: int) -> dict
     hopeless = jobs.c.crashes + 1 >= max_crashes
     rows = connection.execute(
         sa.update(jobs)
-        .where(dialect.locked(held, skip=False), RUNNING, jobs.c.worker_id == worker_id)
+        .where(dialect.locked(held, skip=True), RUNNING, jobs.c.worker_id == worker_id)
         .values(
             state=sa.case((hopeless, JobState.FAILED.value), else_=JobState.QUEUED.value),
             crashes=jobs.c.crashes + 1,

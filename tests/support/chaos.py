@@ -45,6 +45,8 @@ BURST_S, LATE_S = 0.8, 1.2
 PROVIDERS = {"east": "openai", "west": "anthropic"}
 #: Seconds after which a provider that got late calls at once has caught up.
 _CAUGHT_UP_S = 10.0
+#: Seconds for which an answer may be unwritten: a stop or an outage, and what is retried after it.
+_UNWRITTEN_S = 15.0
 #: Seconds for the database to be asked anew while it is away.
 _AGAIN_S = 0.1
 #: How many calls a fault of a provider strikes that is not one of time.
@@ -123,7 +125,7 @@ class Installation:
         self._breaking: list[Future[None]] = []
         self._over = threading.Event()
         ending.callback(self._leave_alone)
-        self._in_hand: dict[int, frozenset[str]] = {}
+        self._in_hand: list[tuple[float, int, frozenset[str]]] = []
         self._hands_on = [threading.Lock() for _ in range(workers)]
         #: What workers said that ended before they were ready.
         self.never_ready: list[str] = []
@@ -224,9 +226,12 @@ class Installation:
 
     def held_by(self, pid: int) -> frozenset[str]:
         """The documents whose jobs a worker process has in its hands, as far as the database knows; it had
-        them when that was last broken, too: others may have taken them since, and its answers are unwritten.
+        those, too, that it had when it was stopped or the database was broken a while ago: others may have
+        taken them since, and its answers are unwritten.
         """
-        return self._held_now(pid) | self._in_hand.get(pid, frozenset())
+        since = time.monotonic() - _UNWRITTEN_S
+        noted = (held for at, of, held in self._in_hand if of == pid and at > since)
+        return self._held_now(pid).union(*noted)
 
     def _held_now(self, pid: int) -> frozenset[str]:
         rows = self._asked(
@@ -235,6 +240,11 @@ class Installation:
             )
         )
         return frozenset(rows)
+
+    def _note_in_hand(self, worker: Process) -> frozenset[str]:
+        held = self._held_now(worker.pid)
+        self._in_hand.append((time.monotonic(), worker.pid, held))
+        return held
 
     # --- breaking ----------------------------------------------------------------------------------
 
@@ -290,7 +300,7 @@ class Installation:
                 self.workers[one.which] = self._worker()
             case "stop":
                 worker.signal(signal.SIGSTOP)
-                held = self.held_by(worker.pid)
+                held = self._note_in_hand(worker)
                 time.sleep(one.lasts)
                 worker.signal(signal.SIGCONT)
                 self._strike(str(one), at, documents=held)
@@ -317,7 +327,8 @@ class Installation:
 
     def _break_sql(self, one: Break) -> None:
         proxy = self.proxies["sql"]
-        self._in_hand |= {worker.pid: self._held_now(worker.pid) for worker in self.workers}
+        for worker in self.workers:
+            self._note_in_hand(worker)
         match one.kind:
             case "crash":
                 self.cluster.crash()

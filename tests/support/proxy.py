@@ -7,6 +7,7 @@ effect when it returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
@@ -179,10 +180,12 @@ class Proxy:
         link = _Link(client=writer, server=on)
         self._links.add(link)
         try:
-            await asyncio.gather(
-                self._pump(link, reader, on, to_server=True),
-                self._pump(link, back, writer, to_server=False),
-            )
+            # Cancelled by `close`: asyncio complains of a handler that ends so.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(
+                    self._pump(link, reader, on, to_server=True),
+                    self._pump(link, back, writer, to_server=False),
+                )
         finally:
             self._links.discard(link)
             link.client.close()
