@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,36 +90,46 @@ def test_a_commit_in_doubt_and_a_deadlock_store_an_answer_once_and_buy_none_agai
 
 def _deadlocked(stack, worker, batch):
     """Make the worker the victim of a deadlock about a running job; the job."""
-    url = stack.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(url) as connection:
+    with _connected(stack) as connection:
         # The worker looks for a deadlock before we do, finds it, and is ended.
         connection.execute("SET deadlock_timeout = '60s'")
-        while True:
-            (held,) = eventually(
-                lambda: connection.execute(
-                    "SELECT job_id FROM jobs WHERE state = 'running' AND batch_id = %s LIMIT 1",
-                    [batch],
-                ).fetchone(),
-                "a job runs",
-            )
-            connection.execute(
-                "INSERT INTO results (job_id, tenant, created_at, output, input_tokens,"
-                " output_tokens, cached_input_tokens, cached, seconds)"
-                " SELECT job_id, tenant, 0, '{}', 0, 0, 0, false, 0 FROM jobs"
-                " WHERE job_id = %s AND state = 'running' ON CONFLICT DO NOTHING",
-                [held],
-            )
-            # The worker holds the job's row and waits for ours of its result; now we for the job's.
-            eventually(
-                lambda held=held: _waits(stack) or stack.job(held).state != "running",
-                "it waits for us",
-            )
-            if _waits(stack):
-                connection.execute("SELECT 1 FROM jobs WHERE job_id = %s FOR UPDATE", [held])
-                connection.rollback()
-                eventually(lambda: "deadlock" in worker.output(), "the worker was the victim")
-                return held
-            connection.rollback()
+        held = _held_up(stack, connection, batch)
+        connection.execute("SELECT 1 FROM jobs WHERE job_id = %s FOR UPDATE", [held])
+        connection.rollback()
+        eventually(lambda: "deadlock" in worker.output(), "the worker was the victim")
+        return held
+
+
+def _connected(stack):
+    url = stack.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(url)
+
+
+def _held_up(stack, connection, batch):
+    """Hold up the transaction that ends a job, in its middle: it has the job's row and waits for ours of its
+    result. The job.
+    """
+    while True:
+        (held,) = eventually(
+            lambda: connection.execute(
+                "SELECT job_id FROM jobs WHERE state = 'running' AND batch_id = %s LIMIT 1",
+                [batch],
+            ).fetchone(),
+            "a job runs",
+        )
+        connection.execute(
+            "INSERT INTO results (job_id, tenant, created_at, output, input_tokens,"
+            " output_tokens, cached_input_tokens, cached, seconds)"
+            " SELECT job_id, tenant, 0, '{}', 0, 0, 0, false, 0 FROM jobs"
+            " WHERE job_id = %s AND state = 'running' ON CONFLICT DO NOTHING",
+            [held],
+        )
+        eventually(
+            lambda held=held: _waits(stack) or stack.job(held).state != "running", "it waits for us"
+        )
+        if _waits(stack):
+            return held
+        connection.rollback()
 
 
 def _waits(stack):
@@ -129,6 +140,36 @@ def _waits(stack):
                 " WHERE datname = current_database() AND wait_event_type = 'Lock'"
             )
         ).scalar_one()
+
+
+def test_a_process_that_is_frozen_within_a_transaction_costs_no_other_its_lease(away, sim):
+    """What it was writing stays its own; the rest of what it had in hand is done by the others meanwhile."""
+    stack = away.stack
+    sim.latency(1.0)
+    jobs = len(stack.documents(24))
+    batch = stack.submit("summarize", "--all")
+    frozen = stack.worker(concurrency=4)
+    with _connected(stack) as connection:
+        held = _held_up(stack, connection, batch)
+        eventually(lambda: sim.stats()["in_flight"] == 3, "its other slots are at work")
+        frozen.signal(signal.SIGSTOP)
+        connection.rollback()
+    other = stack.worker(concurrency=4)
+    eventually(lambda: stack.status(batch)["completed"] == jobs - 1, "all but that one are done")
+    assert "took-over" in other.output()
+    assert stack.job(held).state == "running"
+    frozen.signal(signal.SIGCONT)
+    assert stack.finished(batch)["completed"] == jobs
+    (spent,) = rows(stack, "attempts", "crashes", job_id=held)
+    assert tuple(spent) == (1, 0)
+    assert len(stack.calls(held)) == 1
+    assert sim.stats()["requests"] <= jobs + 3, (
+        "only the other calls of the frozen one are repeated"
+    )
+    told = other.output() + frozen.output().partition("lease-lost")[2]
+    assert "lease-lost" not in told
+    assert "beat-failed" not in told
+    assert "took-over" not in frozen.output()
 
 
 @pytest.mark.parametrize(("away_s", "jobs", "workers"), [short(5.0, 80, 1), full(60.0, 600, 2)])
