@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
+from celery.app.trace import build_tracer
 from celery.worker import consumer
 from kombu.transport import redis
 from kombu.transport.virtual import base as transport
 
 from llmtasks import logs
+from workers.requests import TraceInfo
 
 _log = logs.get("worker")
 
@@ -117,6 +119,14 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery ships no type
         if type(conn.transport) is redis.Transport:
             conn.transport.Channel = Channel
         return super().ensure_connected(conn)
+
+    def update_strategies(self) -> None:
+        """As Celery's; what our tasks end in is told our way."""
+        super().update_strategies()
+        for name, task in self.app.tasks.items():
+            task.__trace__ = build_tracer(
+                name, task, self.app.loader, self.hostname, app=self.app, Info=TraceInfo
+            )
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """What is done with a message. One that is malformed in a way that Celery 5.7 does not expect (a body
