@@ -108,16 +108,20 @@ class Passing:
 @pytest.mark.parametrize(
     "nth", [PUBLISHED_TOGETHER // 2, PUBLISHED_TOGETHER], ids=["in the middle", "at the end"]
 )
-def test_messages_sent_together_whose_fate_is_unknown_ring_again_and_nothing_is_paid_twice(
+def test_messages_sent_together_whose_fate_is_unknown_are_all_run_and_none_is_paid_twice(
     proxied, sim, nth
 ):
-    """The broker has a part of them, or all of them, and its reply is lost with the connection."""
+    """The broker has a part of them, or all of them, and its reply is lost with the connection.
+
+    Those that are not claimed by the time that is known ring again.
+    """
     stack, proxy = proxied
     jobs = 2 * PUBLISHED_TOGETHER
     stack.documents(jobs)
     worker = stack.worker(concurrency=PUBLISHED_TOGETHER)  # one feed is two messages for each slot
     for number in range(1, 4):
         before = pushed(stack)
+        failed = worker.output().count("BatchPublishError")
         proxy.lose_reply(Passing("llm.summarize", nth))
         batch = stack.submit("summarize", "--all", "--fresh")
         eventually(lambda number=number: proxy.lost == number, "a reply is lost")
@@ -126,9 +130,8 @@ def test_messages_sent_together_whose_fate_is_unknown_ring_again_and_nothing_is_
         assert sim.stats()["answered"] == number * jobs
         spent = {tuple(row) for row in rows(stack, "attempts", "crashes", batch_id=batch)}
         assert spent == {(1, 0)}
-        messages = pushed(stack) - before
-        note(f"{messages} messages for {jobs} jobs")
-        assert messages > jobs, "some rang twice"
+        assert worker.output().count("BatchPublishError") > failed
+        note(f"{pushed(stack) - before} messages for {jobs} jobs")
     assert "Traceback" not in worker.output()
 
 
