@@ -124,7 +124,7 @@ class Maintenance:
         """Renew the lease, hear of cancelled jobs, and take over from workers whose lease passed."""
         began = time.monotonic()
         if began - self._beaten_at > 2 * self._beat_s:
-            self._not_steady()  # others may have waited for a row that this process held as it was stopped
+            self._not_steady()  # others may have waited for what this process held while it was stopped
         self._beaten_at = began
         if not self._loop.answers(self._beat_s):
             # Slots wait for it in vain: let the lease run out, and others take over.
@@ -133,6 +133,7 @@ class Maintenance:
         if not leases.heartbeat(self._db, self._worker_id, self._settings.delivery.lease_s):
             # Stalled beyond the lease: our jobs have gone to others, our fences are void.
             logs.warning(_log, "lease-lost", worker=self._worker_id)
+            self._not_steady()  # a machine that was suspended did not count that time
             self._register()
         self._executor.cancel(jobs.running_cancelled(self._db, self._worker_id))
         self._release_strays()

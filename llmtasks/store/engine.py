@@ -35,8 +35,9 @@ LOCK_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10
 #: Seconds a silent peer of PostgreSQL's protocol is believed to be alive.
 PEER_TIMEOUT_S = 30
-#: Seconds after which PostgreSQL ends a transaction whose client stopped in the middle of it.
-IDLE_TRANSACTION_S = 60
+#: Seconds after which PostgreSQL ends a transaction whose client stopped in the middle of it: less than a
+#: worker's lease, because a worker that waits for rows of that client may be unable to renew its own.
+IDLE_TRANSACTION_S = 10
 #: Seconds that SQLite's writers are given between two transactions of long work: those of other processes
 #: look for their turn every 0.1 s at the latest (its busy timeout), and are in no queue.
 GIVE_WAY_S = 0.12

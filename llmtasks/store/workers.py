@@ -122,15 +122,15 @@ def reap(db: Database, max_crashes: int, *, to_sink: bool = False) -> Reaped:
     A job goes back to the queue; after `max_crashes` such losses it fails with WorkerLost, and with
     `to_sink` is to be delivered to the user's sink.
 
-    Waits for nobody: a process that was stopped within a transaction holds its rows for as long as that
-    lasts, and whoever waits for them here does not renew a lease meanwhile. A next call takes those.
+    What somebody holds is left for the next call: a process that was stopped within a transaction holds its
+    rows for as long as that lasts, and whoever waits for them here does not renew a lease meanwhile.
     """
     requeued = failed = untold = lost_leases = 0
     for worker_id in _suspects(db):
         with db.write() as connection:
             lease = _end_lease(connection, worker_id)
             if lease is None and _is_there(connection, worker_id):
-                continue  # it has beaten since
+                continue  # it has beaten since, or somebody holds its row
             if lease is not None:
                 lost_leases += 1
                 since = lease.lease_until - LAST_LEASES * lease.lease_s
@@ -157,12 +157,15 @@ def _suspects(db: Database) -> list[str]:
 
 def _end_lease(connection: Connection, worker_id: str) -> Row[float, float] | None:
     """Remove a lease that has run out; how long it was, and until when. None: not run out, or held."""
-    late = sa.select(workers.c.worker_id).where(
-        workers.c.worker_id == worker_id, workers.c.lease_until < epoch()
+    late = (
+        sa.select(workers.c.worker_id)
+        .where(workers.c.worker_id == worker_id, workers.c.lease_until < epoch())
+        .with_for_update(skip_locked=True)
+        .cte("late")
     )
     return connection.execute(
         sa.delete(workers)
-        .where(workers.c.worker_id.in_(late.with_for_update(skip_locked=True)))
+        .where(workers.c.worker_id.in_(sa.select(late.c.worker_id)))
         .returning(workers.c.lease_s, workers.c.lease_until)
     ).one_or_none()
 
@@ -175,21 +178,20 @@ def _is_there(connection: Connection, worker_id: str) -> bool:
 
 
 def _untell(connection: Connection, worker_id: str, since: float) -> int:
-    """Have the callers of direct jobs told again that their job has ended; how many."""
-    ended = sa.and_(
-        jobs.c.worker_id == worker_id,
-        jobs.c.finished_at >= since,
-        FINISHED,
-        jobs.c.direct.is_(True),
-    )
-    rows = sa.select(jobs.c.seq).where(ended).order_by(jobs.c.seq)
-    told = connection.execute(
+    """Have the callers of direct jobs told again that their job has ended; how many.
+
+    Waits for rows that somebody holds: with the lease goes what is known of them.
+    """
+    return connection.execute(
         sa.update(jobs)
-        .where(dialect.locked(rows, skip=True), ended)
+        .where(
+            jobs.c.worker_id == worker_id,
+            jobs.c.finished_at >= since,
+            FINISHED,
+            jobs.c.direct.is_(True),
+        )
         .values(sent_at=None)
-        .returning(jobs.c.seq)
-    )
-    return len(told.all())
+    ).rowcount
 
 
 def _take_jobs(connection: Connection, worker_id: str, max_crashes: int) -> dict[str, JobState]:

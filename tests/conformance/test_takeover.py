@@ -12,8 +12,7 @@ from support.rows import claimed, new_result, register
 from llmtasks.jobs import JobState
 from llmtasks.settings import Delivery, Settings
 from llmtasks.store import engine, jobs, workers
-from llmtasks.store.engine import Database, epoch
-from llmtasks.store.tables import workers as workers_table
+from llmtasks.store.engine import Database
 from llmtasks.store.workers import Reaped
 from workers import maintenance
 from workers.maintenance import BEATS_PER_LEASE, Maintenance
@@ -76,13 +75,18 @@ def test_the_jobs_of_the_dead_are_taken_with_the_next_beat(db, clock, of_worker,
     assert beats_until_taken(db, clock, of_worker) == 1
 
 
-@pytest.mark.parametrize("leases", [0.5, 2.0])
+@pytest.mark.parametrize(
+    ("leases", "lost"),
+    [(0.5, False), (2.0, True), (0.0, True)],
+    ids=["stopped", "stopped for long", "suspended, with its clock"],
+)
 def test_who_was_stopped_takes_nothing_before_others_could_renew_what_it_may_have_held_up(
-    db, clock, of_worker, dead, leases
+    db, clock, of_worker, dead, leases, lost
 ):
     """A process stopped within a transaction keeps everyone waiting who needs its rows."""
     clock.now += leases * LEASE_S
-    workers.remove(db, "worker")  # others have taken over from it, or not
+    if lost:  # others have taken over from it
+        workers.remove(db, "worker")
     assert beats_until_taken(db, clock, of_worker) == 3
 
 
@@ -130,14 +134,3 @@ def test_a_lease_that_somebody_holds_is_looked_at_again(pg):
         stopped.execute(sa.text("SELECT 1 FROM workers WHERE worker_id = 'dead' FOR UPDATE"))
         assert workers.reap(pg, 3) == Reaped(requeued=0, failed=0, untold=0)
     assert workers.reap(pg, 3) == Reaped(requeued=1, failed=0, untold=0, workers=1)
-
-
-def test_the_callers_of_the_dead_are_told_but_those_that_somebody_sees_to_just_then(pg):
-    register(pg, "dead")
-    for name in "ab":
-        assert jobs.complete(pg, claimed(pg, name, "dead", direct=True), new_result())
-    with pg.write() as connection:
-        connection.execute(sa.update(workers_table).values(lease_until=epoch() - 1))
-    with pg.write() as stopped:
-        stopped.execute(sa.text("SELECT 1 FROM jobs WHERE job_id = 'a' FOR UPDATE"))
-        assert workers.reap(pg, 3) == Reaped(requeued=0, failed=0, untold=1, workers=1)
