@@ -152,9 +152,12 @@ def test_a_process_that_is_frozen_within_a_transaction_costs_no_other_its_lease(
     frozen = stack.worker(concurrency=4)
     with _connected(stack) as connection:
         _held_up(stack, connection, batch)
-        sim.latency(20.0)
         asked = sim.stats()["requests"]
-        eventually(lambda: sim.stats()["requests"] == asked + 3, "its other slots are at work")
+        sim.latency(5.0)
+        eventually(
+            lambda: (now := sim.stats())["requests"] >= asked + 3 and now["in_flight"] == 3,
+            "its other slots are in the middle of long calls",
+        )
         frozen.signal(signal.SIGSTOP)
         connection.rollback()
     sim.latency(0.1)

@@ -65,7 +65,7 @@ def test_with_pieces_missing_what_is_shown_is_a_beginning_of_that_answer(claims,
         sight, event = seen(sight, entry)
         screen = screen + event.text if isinstance(event, Piece) else screen
         screen = "" if isinstance(event, Reset) else screen
-        # The end of a later claim, whose beginning is missing, says that this was not all.
+        # The end of a later answer, whose beginning is missing, says that this was not all of it.
         assert answer.startswith(screen) or (sight.ended and sight.lost)
     assert not sight.whole or screen == answer, "a part is never the whole"
 
